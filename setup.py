@@ -1,0 +1,38 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="virtue_jax",
+    version="0.1.0",
+    description="VIRTUE (Visual-InteRactive Text-Image Universal Embedder) in JAX/Flax, for TPU pods and GPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["virtue_jax*", "converters*", "configs*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "transformers>=4.57",
+        "tensorflow-datasets>=4.9.9",
+        "grain>=0.2.15",
+        "ml-collections>=1.1",
+        "absl-py",
+        "numpy",
+        "pillow",
+        "pyarrow",
+        "safetensors",
+        "ml-dtypes",
+        "pyyaml",
+        "rich",
+        "matplotlib",
+        "tensorboardX",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        "convert": ["torch>=2.6"],
+        # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
+        "test": ["torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"],
+    },
+    entry_points={"console_scripts": ["virtue=virtue_jax.cli.main:main"]},
+)

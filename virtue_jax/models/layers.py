@@ -1,0 +1,85 @@
+"""Leaf modules that every tower is made of. Parameters live in `numerics.params`, arithmetic runs in `numerics.compute`."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from virtue_jax.config import Numerics
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias; kernel[in, out]. `key` is for adapters that drop out (`models/lora.py`); unused here."""
+
+    def __init__(self, d_in: int, d_out: int, *, numerics: Numerics, rngs: nnx.Rngs, use_bias: bool = True):
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out), jnp.dtype(numerics.params)))
+        self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params))) if use_bias else None
+        self.numerics = numerics
+
+    def __call__(self, x, key=None):
+        dtype = jnp.dtype(self.numerics.compute)
+        y = x.astype(dtype) @ self.kernel[...].astype(dtype)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, in float32 whatever the compute dtype."""
+
+    def __init__(self, dim: int, *, numerics: Numerics, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.dtype(numerics.params)))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.dtype(numerics.params)))
+        self.eps = eps
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        # Variance of the centred values: mean(x^2) - mean(x)^2 loses every digit where |mean| >> std.
+        normed = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, in float32 whatever the compute dtype."""
+
+    def __init__(self, dim: int, *, numerics: Numerics, eps: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.dtype(numerics.params)))
+        self.eps = eps
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        normed = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return self.scale[...].astype(x.dtype) * normed.astype(x.dtype)
+
+
+def gelu(x):
+    """The exact (erf) GELU of SAM-2, the connector and Qwen2-VL's merger; JAX's default is the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules of one shape as a single module whose parameters lead with a layer axis (for `scan`)."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0, axis_size=count)
+    def create(rngs: nnx.Rngs):
+        return make(rngs)
+
+    return create(rngs)
+
+
+def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: bool = False):
+    """Runs x = apply(layer, x, per_layer[i]) over the layers of a stacked module.
+
+    `apply` returns the new x. `per_layer` is a pytree with a leading layer axis, or None. With `remat`, only the
+    layer's input is kept for the backward pass.
+    """
+    graphdef, state = nnx.split(module)
+
+    def body(carry, layer):
+        layer_state, extra = layer
+        return apply(nnx.merge(graphdef, layer_state), carry, extra), None
+
+    return lax.scan(jax.checkpoint(body) if remat else body, x, (state, per_layer))[0]
