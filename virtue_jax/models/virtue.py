@@ -1,0 +1,97 @@
+"""VIRTUE assembled: image towers -> segmentation and vision tokens -> language model -> one vector per example."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from virtue_jax.batch import Batch
+from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.models.connector import Connector
+from virtue_jax.models.lora import adapt
+from virtue_jax.models.qwen2_text import QwenText
+from virtue_jax.models.qwen2_vision import QwenVision
+from virtue_jax.models.sam2 import Sam2
+
+
+class TowerOutputs(NamedTuple):
+    """What the image towers say of a row group; None where the group has no images or no segmentation.
+
+    vision: [R, P/4, hidden] vision tokens. fused: [R, M, h, w, D], SAM-2's map per prompt, before the connector.
+    """
+
+    vision: jax.Array | None
+    fused: jax.Array | None
+
+
+class Virtue(nnx.Module):
+    """The embedder of arXiv 2510.00523. `towers` is frozen in the published recipe; `embed` holds all that trains."""
+
+    def __init__(self, config: VirtueConfig, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.sam2 = Sam2(config.sam2, numerics=numerics, rngs=rngs)
+        self.connector = Connector(config, numerics=numerics, rngs=rngs)
+        self.vision = QwenVision(config.vision, numerics=numerics, rngs=rngs)
+        self.text = QwenText(config.text, numerics=numerics, rngs=rngs)
+        if config.adapter is not None:
+            adapt(self.text, config.adapter, numerics=numerics, rngs=rngs)
+
+    def towers(self, batch: Batch) -> TowerOutputs:
+        """Runs each image once through both towers and each prompt once through SAM-2's two-way transformer."""
+        vision = fused = None
+        if batch.patches is not None:
+            vision = self.vision(batch.patches, batch.patch_yx, batch.patch_segments)
+        if batch.sam_images is not None:
+            fused = self._fuse_prompts(batch)
+        return TowerOutputs(vision, fused)
+
+    def _fuse_prompts(self, batch: Batch):
+        rows, images = batch.sam_images.shape[:2]
+        prompts = batch.prompt_labels.shape[1]
+        embed = self.sam2.encode_image(_flat(batch.sam_images)).reshape(rows, images, *self._map_shape())
+        embed = jnp.take_along_axis(embed, batch.prompt_image[:, :, None, None, None], axis=1)
+        labels = _flat(batch.prompt_labels)
+        has_mask = masks = None
+        if batch.prompt_masks is not None:
+            has_mask, masks = _flat(batch.has_mask), _flat(batch.prompt_masks)
+        sparse, dense = self.sam2.encode_prompts(_flat(batch.prompt_points), labels, has_mask, masks)
+        fused, _ = self.sam2.fuse(_flat(embed), sparse, labels, dense)
+        return fused.reshape(rows, prompts, *fused.shape[1:])
+
+    def _map_shape(self) -> tuple[int, int, int]:
+        config = self.sam2.config
+        return config.embedding_size, config.embedding_size, config.d_model
+
+    def embed(self, batch: Batch, towers: TowerOutputs, key: jax.Array | None = None):
+        """float32[R, K, hidden]: each example's last-token hidden state, L2-normalised; undefined where not `valid`.
+
+        key: dropout key of the adapter; None = no dropout.
+        """
+        hidden = self.text(self.splice(batch, towers), batch.positions, batch.segments, key)
+        pooled = jnp.take_along_axis(hidden, batch.pool[:, :, None], axis=1).astype(jnp.float32)
+        return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+
+    def splice(self, batch: Batch, towers: TowerOutputs):
+        """The language model's input [R, L, hidden]: words, vision tokens and segmentation tokens in their slots."""
+        inputs = self.text.embed(batch.tokens)
+        if towers.vision is not None:
+            inputs = _place(inputs, towers.vision, batch.vision_slot)
+        if towers.fused is not None:
+            rows, prompts = towers.fused.shape[:2]
+            tokens = self.connector(_flat(towers.fused))
+            inputs = _place(inputs, tokens.reshape(rows, prompts * tokens.shape[1], -1), batch.prompt_slot)
+        return inputs
+
+    def __call__(self, batch: Batch, key: jax.Array | None = None):
+        """`embed` of `towers`: float32[R, K, hidden]."""
+        return self.embed(batch, self.towers(batch), key)
+
+
+def _flat(x):
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _place(inputs, tokens, slot):
+    """inputs[R, L, H] with tokens[R, T, H] put where slot[R, L] >= 0 names one."""
+    taken = jnp.take_along_axis(tokens, jnp.maximum(slot, 0)[:, :, None], axis=1)
+    return jnp.where(slot[:, :, None] >= 0, taken.astype(inputs.dtype), inputs)
