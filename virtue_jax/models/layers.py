@@ -59,6 +59,18 @@ def gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+class Mlp(nnx.Module):
+    """fc2(activation(fc1(x))), back to the width it came from."""
+
+    def __init__(self, dim: int, d_hidden: int, activation: Callable, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, d_hidden, numerics=numerics, rngs=rngs)
+        self.fc2 = Linear(d_hidden, dim, numerics=numerics, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules of one shape as a single module whose parameters lead with a layer axis (for `scan`)."""
 

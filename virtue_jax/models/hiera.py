@@ -1,0 +1,223 @@
+"""SAM-2's image trunk, Hiera (arXiv 2306.00989): four stages of windowed and global attention, the map halved between.
+
+Letters: B batch, H, W map, N windows over the batch, L tokens of a window, C channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from virtue_jax.config import HieraConfig, Numerics
+from virtue_jax.models.layers import LayerNorm, Linear, Mlp, gelu, scan, stack
+from virtue_jax.ops.attention import attention
+from virtue_jax.ops.resize import resize_bicubic
+
+GLOBAL = 0  # window size that means the whole map, as in SAM-2
+STAGES = 4
+PATCH_STRIDE, PATCH_KERNEL = 4, 7
+
+
+class PatchEmbed(nnx.Module):
+    """The 7x7 convolution of stride 4 that opens the trunk; kernel[7, 7, 3, C]."""
+
+    def __init__(self, dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2))
+        shape = (PATCH_KERNEL, PATCH_KERNEL, 3, dim)
+        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(numerics.params)))
+        self.bias = nnx.Param(jnp.zeros((dim,), jnp.dtype(numerics.params)))
+        self.numerics = numerics
+
+    def __call__(self, images):
+        """images[B, S, S, 3] -> [B, S/4, S/4, C]."""
+        dtype = jnp.dtype(self.numerics.compute)
+        pad = PATCH_KERNEL // 2
+        y = lax.conv_general_dilated(
+            images.astype(dtype),
+            self.kernel[...].astype(dtype),
+            window_strides=(PATCH_STRIDE, PATCH_STRIDE),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(dtype)
+
+
+class WindowAttention(nnx.Module):
+    """Attention inside windows; where the stage changes, each window's queries are max-pooled 2x2."""
+
+    def __init__(self, d_in: int, d_out: int, heads: int, pool: bool, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.qkv = Linear(d_in, 3 * d_out, numerics=numerics, rngs=rngs)
+        self.proj = Linear(d_out, d_out, numerics=numerics, rngs=rngs)
+        self.heads = heads
+        self.pool = pool
+        self.numerics = numerics
+
+    def __call__(self, x_BHWC, window: int):
+        B, H, W, _ = x_BHWC.shape
+        x_NhwC = x_BHWC if window == GLOBAL else _windows(x_BHWC, window)
+        N, h, w, _ = x_NhwC.shape
+        q, k, v = jnp.split(self.qkv(x_NhwC), 3, axis=-1)
+        if self.pool:
+            q, h_q, w_q, H, W = _max_pool(q), h // 2, w // 2, H // 2, W // 2
+        else:
+            h_q, w_q = h, w
+        # A window is far shorter than a kernel's block; only global attention is worth one.
+        backend = self.numerics.attention if window == GLOBAL else "xla"
+        y = attention(self._heads(q), self._heads(k), self._heads(v), backend=backend).reshape(N, h_q, w_q, -1)
+        # Projected after the padding of the windows is gone.
+        return self.proj(y if window == GLOBAL else _unwindows(y, B, H, W))
+
+    def _heads(self, x_NhwC):
+        N, h, w, C = x_NhwC.shape
+        return x_NhwC.reshape(N, h * w, self.heads, C // self.heads)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block over a map. With `d_out` != `d_in` it opens a stage: wider, and the map halved."""
+
+    def __init__(self, d_in: int, d_out: int, heads: int, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.opens_stage = d_in != d_out
+        self.norm1 = LayerNorm(d_in, numerics=numerics)
+        self.attn = WindowAttention(d_in, d_out, heads, self.opens_stage, numerics=numerics, rngs=rngs)
+        self.norm2 = LayerNorm(d_out, numerics=numerics)
+        self.mlp = Mlp(d_out, 4 * d_out, gelu, numerics=numerics, rngs=rngs)
+        if self.opens_stage:
+            self.proj = Linear(d_in, d_out, numerics=numerics, rngs=rngs)
+
+    def __call__(self, x_BHWC, window: int):
+        normed = self.norm1(x_BHWC)
+        # SAM-2's shortcut into a new stage starts from the normed input.
+        shortcut = _max_pool(self.proj(normed)) if self.opens_stage else x_BHWC
+        x_BHWC = shortcut + self.attn(normed, window)
+        return x_BHWC + self.mlp(self.norm2(x_BHWC))
+
+
+class Stage(nnx.Module):
+    """Blocks of one width: the first on its own, the rest alike and stacked. `windows`: one size per block."""
+
+    def __init__(self, d_in: int, d_out: int, heads: int, windows: tuple[int, ...], *, numerics, rngs: nnx.Rngs):
+        self.first = Block(d_in, d_out, heads, numerics=numerics, rngs=rngs)
+        if len(windows) > 1:
+
+            def make(rngs):
+                return Block(d_out, d_out, heads, numerics=numerics, rngs=rngs)
+
+            self.rest = stack(make, len(windows) - 1, rngs)
+        self.windows = windows
+        self.numerics = numerics
+
+    def __call__(self, x):
+        remat = self.numerics.remat
+
+        def first(x):
+            return self.first(x, self.windows[0])
+
+        x = (jax.checkpoint(first) if remat else first)(x)
+        for window, begin, end in _runs(self.windows[1:]):
+            layers = _layers(self.rest, begin, end)
+            x = scan(lambda block, x, _, window=window: block(x, window), layers, x, remat=remat)
+        return x
+
+
+class Hiera(nnx.Module):
+    """images[B, S, S, 3] -> four maps: stride 4, 8, 16, 32, widths `config.stage_dims`."""
+
+    def __init__(self, config: HieraConfig, *, numerics: Numerics, rngs: nnx.Rngs):
+        windows = block_windows(config)
+        dtype = jnp.dtype(numerics.params)
+        init = nnx.initializers.truncated_normal(0.02)
+        side, dims = config.window_spec[0], config.stage_dims
+        self.patch_embed = PatchEmbed(config.embed_dim, numerics=numerics, rngs=rngs)
+        background = (*config.window_pos_embed_bkg_spatial_size, config.embed_dim)
+        self.pos_embed = nnx.Param(init(rngs.params(), background, dtype))
+        self.pos_embed_window = nnx.Param(init(rngs.params(), (side, side, config.embed_dim), dtype))
+        self.stages = nnx.List(
+            Stage(dims[max(s - 1, 0)], dims[s], config.num_heads * 2**s, windows[s], numerics=numerics, rngs=rngs)
+            for s in range(STAGES)
+        )
+
+    def position_embedding(self, height: int, width: int):
+        """float32[height, width, C]: the background map stretched over the image plus the window's map repeated."""
+        window = self.pos_embed_window[...].astype(jnp.float32)
+        if height % window.shape[0] or width % window.shape[1]:
+            raise ValueError(
+                f"Hiera: a {height}x{width} map is not a whole number of first-stage windows of {window.shape[0]}; "
+                f"image_size must be a multiple of {PATCH_STRIDE * window.shape[0]}"
+            )
+        tiled = jnp.tile(window, (height // window.shape[0], width // window.shape[1], 1))
+        return resize_bicubic(self.pos_embed[...], height, width) + tiled
+
+    def __call__(self, images):
+        x = self.patch_embed(images)
+        x = x + self.position_embedding(*x.shape[1:3]).astype(x.dtype)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def block_windows(config: HieraConfig) -> list[tuple[int, ...]]:
+    """Window size of every block, stage by stage; `GLOBAL` where a block attends over the whole map.
+
+    The block that opens a stage still has the window of the stage before it (the published code's lag by one).
+
+    Raises:
+        ValueError: a geometry that SAM-2 itself cannot run.
+    """
+    if len(config.stages) != STAGES or len(config.window_spec) != STAGES or min(config.stages) < 1:
+        raise ValueError(f"Hiera: expected {STAGES} stages of at least one block and {STAGES} windows, got {config}")
+    depth = sum(config.stages)
+    beyond = [i for i in config.global_att_blocks if not 0 <= i < depth]
+    if beyond:
+        raise ValueError(f"Hiera: global_att_blocks {beyond} do not exist, the trunk has blocks 0 .. {depth - 1}")
+    windows, block = [], 0
+    for s, count in enumerate(config.stages):
+        sizes = [config.window_spec[max(s - 1, 0)]] + [config.window_spec[s]] * (count - 1)
+        sizes = [GLOBAL if block + i in config.global_att_blocks else size for i, size in enumerate(sizes)]
+        if s > 0 and sizes[0] % 2:
+            raise ValueError(
+                f"Hiera: stage {s + 1} pools windows of {sizes[0]} by 2, window_spec[{s - 1}] must be even"
+            )
+        windows.append(tuple(sizes))
+        block += count
+    return windows
+
+
+def _runs(windows):
+    """(window, begin, end) of each run of equal windows."""
+    begin = 0
+    for i in range(1, len(windows) + 1):
+        if i == len(windows) or windows[i] != windows[begin]:
+            yield windows[begin], begin, i
+            begin = i
+
+
+def _layers(stacked: nnx.Module, begin: int, end: int) -> nnx.Module:
+    graphdef, state = nnx.split(stacked)
+    return nnx.merge(graphdef, jax.tree.map(lambda p: p[begin:end], state))
+
+
+def _windows(x_BHWC, window: int):
+    """[B, H, W, C] -> [N, window, window, C], row-major, the map zero-padded to whole windows.
+
+    The padding is seen by attention as keys: SAM-2 does not mask it.
+    """
+    B, H, W, C = x_BHWC.shape
+    x = jnp.pad(x_BHWC, ((0, 0), (0, -H % window), (0, -W % window), (0, 0)))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x.reshape(B, rows, window, columns, window, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B * rows * columns, window, window, C)
+
+
+def _unwindows(x_NhwC, B: int, H: int, W: int):
+    """The inverse of `_windows`: [N, window, window, C] -> [B, H, W, C], padding dropped."""
+    window, C = x_NhwC.shape[1], x_NhwC.shape[3]
+    rows, columns = -(-H // window), -(-W // window)
+    x = x_NhwC.reshape(B, rows, columns, window, window, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, rows * window, columns * window, C)[:, :H, :W]
+
+
+def _max_pool(x_BHWC):
+    B, H, W, C = x_BHWC.shape
+    return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).max(axis=(2, 4))
