@@ -1,0 +1,181 @@
+"""Writes scenes as the published SCaR is: image files, and parquet in its eval and train schemas."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
+from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
+from virtue_jax.data.scenes.vocabulary import Vocabulary
+from virtue_jax.data.segmentation import rle_encode
+
+QUERY_TEXT = (
+    "<|image_1|>\nFind the caption that best describes the segmented object, "
+    "considering both local details and global context in the given image."
+)
+EVAL_FILE, TRAIN_FILE = "SCaR_eval_scenes.parquet", "SCaR_train_scenes.parquet"
+IMAGE_FOLDER = "images"
+FIRST_EVAL_INDEX = 1 << 40  # train scenes count from 0: the two never meet, however many there are of either
+_IMAGES_PER_ROW_GROUP = 512
+
+_OBJECT_COLUMNS = [
+    ("bbox", pa.list_(pa.int64())),
+    ("segmentation", pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.list_(pa.int32()))])),
+    ("category", pa.string()),
+    ("image_id", pa.int64()),
+    ("point", pa.list_(pa.int64())),
+]
+_STRINGS = pa.list_(pa.string())
+EVAL_SCHEMA = pa.schema(
+    [("qry_text", pa.string()), ("qry_image_path", pa.string()), ("tgt_text", _STRINGS), ("tgt_image_path", _STRINGS)]
+    + [("original_caption", pa.string()), ("neg_types", _STRINGS), *_OBJECT_COLUMNS]
+)
+TRAIN_SCHEMA = pa.schema(
+    [("qry", pa.string()), ("qry_image_path", pa.string()), ("pos_text", pa.string()), ("pos_image_path", pa.string())]
+    + [("neg_text", _STRINGS), ("neg_image_path", _STRINGS), *_OBJECT_COLUMNS]
+)
+
+
+def write_scenes(
+    out_dir: str | os.PathLike,
+    *,
+    train: int,
+    eval: int,
+    seed: int,
+    width: tuple[int, int] = (640, 640),
+    height: tuple[int, int] = (480, 480),
+    objects: tuple[int, int] = (3, 6),
+    vocabulary: Vocabulary | None = None,
+    negatives: int = 9,
+    image_format: str = "png",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]:
+    """Writes `train` and `eval` images (every object of an image gives one row) and their two parquet files.
+
+    Layout: `images/scenes_train/000000.png`, `images/scenes_eval/...`, `SCaR_train_scenes.parquet`,
+    `SCaR_eval_scenes.parquet`. A parquet file appears under its name only when it and its images are complete.
+    A split of 0 images is not written.
+
+    Args:
+        seed: with the ranges and the vocabulary, determines everything written.
+        width, height, objects, vocabulary: see `make_scene`.
+        negatives: how many of the nine distractors a train row holds, a third of each sort first.
+        image_format: "png", or "jpg" for JPEG at quality 95.
+        progress: called with (images done, images in all) after each image.
+
+    Returns:
+        Number of rows by split, {"train": ..., "eval": ...}.
+
+    Raises:
+        ValueError: counts or ranges out of bounds.
+        OSError: the disk is full or out_dir cannot be written.
+    """
+    words = vocabulary or Vocabulary()
+    check_ranges(width, height, objects, words)
+    if train < 0 or eval < 0 or train + eval == 0:
+        raise ValueError(f"train={train}, eval={eval}: expected numbers of images, at least one in all")
+    if not 0 <= negatives <= 9 or image_format not in ("png", "jpg"):
+        raise ValueError(f"negatives={negatives}, image_format={image_format!r}: expected 0 to 9; 'png' or 'jpg'")
+    done, rows = 0, {"train": 0, "eval": 0}
+    splits = (
+        ("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, lambda *a: _train_row(*a, negatives)),
+        ("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
+    )
+    for split, count, first, file, schema, row_of in splits:
+        if not count:
+            continue
+        scenes = (
+            make_scene(seed, first + i, width=width, height=height, objects=objects, vocabulary=words)
+            for i in range(count)
+        )
+        with _ParquetRows(Path(out_dir) / file, schema) as table:
+            for rows_of_image in _write_images(Path(out_dir), split, scenes, image_format, row_of):
+                table.add(rows_of_image)
+                done += 1
+                rows[split] += len(rows_of_image)
+                if progress:
+                    progress(done, train + eval)
+    return rows
+
+
+def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, row_of: Callable) -> Iterator[list]:
+    """Saves each scene's image and yields its rows."""
+    folder = root / IMAGE_FOLDER / f"scenes_{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(scenes):
+        path = folder / f"{number:06d}.{suffix}"
+        options = {"quality": 95} if suffix == "jpg" else {"compress_level": 4}
+        Image.fromarray(scene.image).save(path, **options)
+        relative = path.relative_to(root / IMAGE_FOLDER).as_posix()
+        yield [row_of(thing, relative, scene.index) for thing in scene.objects]
+
+
+def _object_columns(thing: SceneObject, index: int) -> dict:
+    return {
+        "bbox": list(thing.box),
+        "segmentation": rle_encode(thing.mask),
+        "category": thing.description.kind,
+        "image_id": index,
+        "point": list(thing.point),
+    }
+
+
+def _eval_row(thing: SceneObject, path: str, index: int) -> dict:
+    return {
+        "qry_text": QUERY_TEXT,
+        "qry_image_path": path,
+        "tgt_text": list(thing.candidates),
+        "tgt_image_path": [""] * len(thing.candidates),
+        "original_caption": thing.caption,
+        "neg_types": list(CANDIDATE_TYPES),
+    } | _object_columns(thing, index)
+
+
+def _train_row(thing: SceneObject, path: str, index: int, negatives: int) -> dict:
+    swaps = np.array(thing.candidates[1:], object).reshape(3, 3).T.ravel()[:negatives].tolist()
+    return {
+        "qry": QUERY_TEXT,
+        "qry_image_path": path,
+        "pos_text": thing.caption,
+        "pos_image_path": "",
+        "neg_text": swaps,
+        "neg_image_path": [""] * len(swaps),
+    } | _object_columns(thing, index)
+
+
+class _ParquetRows:
+    """A parquet file written a row group at a time, under a temporary name until it is whole."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.path, self.schema, self.rows, self.images = path, schema, [], 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = path.with_name(path.name + ".partial")
+        self.writer = pq.ParquetWriter(self.partial, schema, compression="zstd")
+
+    def __enter__(self) -> "_ParquetRows":
+        return self
+
+    def add(self, rows: list[dict]) -> None:
+        self.rows += rows
+        self.images += 1
+        if self.images % _IMAGES_PER_ROW_GROUP == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.rows:
+            self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
+            self.rows = []
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._flush()
+        self.writer.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
