@@ -1,4 +1,4 @@
-"""Leaf modules that every tower is made of. Parameters live in `numerics.params`, arithmetic runs in `numerics.compute`."""
+"""Leaf modules that every tower is made of: parameters in `numerics.params`, arithmetic in `numerics.compute`."""
 
 from collections.abc import Callable
 
@@ -82,16 +82,17 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return create(rngs)
 
 
-def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: bool = False):
+def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: bool = False, collect: bool = False):
     """Runs x = apply(layer, x, per_layer[i]) over the layers of a stacked module.
 
     `apply` returns the new x. `per_layer` is a pytree with a leading layer axis, or None. With `remat`, only the
-    layer's input is kept for the backward pass.
+    layer's input is kept for the backward pass. With `collect`, returns (x, every layer's input, stacked).
     """
     graphdef, state = nnx.split(module)
 
     def body(carry, layer):
         layer_state, extra = layer
-        return apply(nnx.merge(graphdef, layer_state), carry, extra), None
+        return apply(nnx.merge(graphdef, layer_state), carry, extra), carry if collect else None
 
-    return lax.scan(jax.checkpoint(body) if remat else body, x, (state, per_layer))[0]
+    x, inputs = lax.scan(jax.checkpoint(body) if remat else body, x, (state, per_layer))
+    return (x, inputs) if collect else x

@@ -1,0 +1,183 @@
+"""Low-rank adapters beside frozen linear layers, as PEFT has them: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import LoRAParam
+from jax import lax
+
+from virtue_jax.config import AdapterConfig, Numerics
+from virtue_jax.models.layers import Linear
+
+
+class AdaptedLinear(Linear):
+    """A frozen linear layer with an adapter: kernel, bias as before, and lora_a[in, r], lora_b[r, out], magnitude[out].
+
+    With W = kernel, s = alpha / r and n the column norm of W + s A B, held constant in the backward pass:
+
+        LoRA:  y = x W + bias + s d(x) A B
+        DoRA:  y = x W + bias + (magnitude / n - 1) d(x) W + (magnitude / n) s d(x) A B
+
+    d is dropout with one mask per call; it is the identity without a key or at rate 0, and DoRA is then
+    (magnitude / n) x (W + s A B) + bias. That the frozen product d(x) W is dropped out too (and so computed a second
+    time) under DoRA but not under LoRA is PEFT's behaviour, which the published adapters were trained with.
+    """
+
+    def __init__(self, base: Linear, config: AdapterConfig, *, numerics: Numerics, rngs: nnx.Rngs):
+        """A fresh adapter on `base` (stacked or not), whose parameters it takes over; it computes what `base` did.
+
+        A ~ N(0, 1 / r^2), B = 0, magnitude = column norm of W: PEFT's init_lora_weights="gaussian".
+        """
+        self.kernel, self.bias, self.numerics = base.kernel, base.bias, numerics
+        *stacked, d_in, d_out = base.kernel.shape
+        dtype = jnp.dtype(numerics.params)
+        a = jax.random.normal(rngs.params(), (*stacked, d_in, config.rank)) / config.rank
+        self.lora_a = LoRAParam(a.astype(dtype))
+        self.lora_b = LoRAParam(jnp.zeros((*stacked, config.rank, d_out), dtype))
+        norm = _column_norm(base.kernel[...].astype(jnp.float32)) if config.use_dora else None
+        self.magnitude = None if norm is None else LoRAParam(norm.astype(dtype))
+        self.scale, self.dropout = config.scale, config.dropout
+
+    def __call__(self, x, key=None):
+        dtype = jnp.dtype(self.numerics.compute)
+        x = x.astype(dtype)
+        kernel = self.kernel[...].astype(dtype)
+        base = x @ kernel
+        dropped = x if key is None or self.dropout == 0 else _drop(x, self.dropout, key)
+        delta = self.scale * ((dropped @ self.lora_a[...].astype(dtype)) @ self.lora_b[...].astype(dtype))
+        if self.magnitude is None:
+            y = base + delta
+        else:
+            ratio = _column_ratio(self, lax.stop_gradient(adapted_sum(self)))
+            dropped_base = base if dropped is x else dropped @ kernel
+            # The ratio stays float32: a bfloat16 one near 1 would shift whole columns by up to 0.4 %.
+            y = (base + (ratio - 1) * dropped_base + ratio * delta).astype(dtype)
+        return y if self.bias is None else y + self.bias[...].astype(dtype)
+
+
+def _drop(x, rate: float, key):
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def _column_norm(kernel):
+    return jnp.sqrt(jnp.square(kernel).sum(-2))
+
+
+def _column_ratio(layer: AdaptedLinear, total):
+    """float32[..., out]: magnitude over the column norm of `total`; a column of zeros stays zero, not 0 / 0."""
+    return layer.magnitude[...].astype(jnp.float32) / jnp.maximum(_column_norm(total), jnp.finfo(jnp.float32).tiny)
+
+
+def adapted_sum(layer: AdaptedLinear):
+    """float32[..., in, out]: W + s A B.
+
+    It is formed, although its column norm could be had as W^2 + 2 s B (A^T W) + s^2 B^T (A^T A) B without: where an
+    adapter cancels most of a column, that sum loses twice the digits (tests/models/test_lora.py). Both read all of
+    W, and the product costs r / tokens of the layer's own.
+    """
+    a, b = (p[...].astype(jnp.float32) for p in (layer.lora_a, layer.lora_b))
+    return layer.kernel[...].astype(jnp.float32) + layer.scale * jnp.matmul(a, b, precision="highest")
+
+
+def merged_kernel(layer: AdaptedLinear):
+    """[..., in, out] in the kernel's dtype: the kernel of the plain layer that computes what the adapted one does."""
+    if layer.kernel.ndim > 2:
+        graphdef, state = nnx.split(layer)
+        # One layer at a time: the float32 sum of a whole stack would take gigabytes.
+        return lax.map(lambda single: merged_kernel(nnx.merge(graphdef, single)), state)
+    total = adapted_sum(layer)
+    scaled = total if layer.magnitude is None else total * _column_ratio(layer, total)
+    return scaled.astype(layer.kernel.dtype)
+
+
+def adapt(module: nnx.Module, config: AdapterConfig, *, numerics: Numerics, rngs: nnx.Rngs) -> list[str]:
+    """Puts a fresh adapter on every linear layer of `module` whose name is in `config.targets`, in place.
+
+    Works on stacked layers and under `nnx.eval_shape`. Adapter parameters are `LoRAParam`s beside the kernel.
+
+    Returns:
+        The dotted paths adapted, sorted.
+
+    Raises:
+        ValueError: a target that names no linear layer (PEFT drops such a one without a word), with the names that
+            exist; a rank or dropout out of range; a layer that is adapted already.
+    """
+    if config.rank < 1 or not 0 <= config.dropout < 1:
+        raise ValueError(f"adapter: rank {config.rank} must be at least 1 and dropout {config.dropout} in [0, 1)")
+    linears = _linears(module)
+    names = sorted({path[-1] for path in linears})
+    unmatched = [target for target in config.targets if target not in names]
+    if unmatched or not config.targets:
+        raise ValueError(f"adapter targets {unmatched} match no linear layer; there are: {', '.join(names)}")
+    chosen = sorted(path for path in linears if path[-1] in config.targets)
+    already = [_dotted(path) for path in chosen if isinstance(linears[path], AdaptedLinear)]
+    if already:
+        raise ValueError(f"adapted already: {', '.join(already)}; merge that adapter first")
+    for path in chosen:
+        _replace(module, path, AdaptedLinear(linears[path], config, numerics=numerics, rngs=rngs))
+    return [_dotted(path) for path in chosen]
+
+
+def merge_adapter(module: nnx.Module) -> dict[str, AdaptedLinear]:
+    """Turns every adapted layer into a plain `Linear` with the merged kernel, in place.
+
+    The module then has the parameters of one that never had an adapter, and computes what it did without dropout.
+
+    Returns:
+        {dotted path: the adapted layer that stood there}, for `unmerge_adapter`; drop it to free the base kernels.
+
+    Raises:
+        ValueError: nothing is adapted.
+    """
+    adapted = {path: layer for path, layer in _linears(module).items() if isinstance(layer, AdaptedLinear)}
+    if not adapted:
+        raise ValueError("merge_adapter: the model has no adapted layer")
+    for path, layer in adapted.items():
+        _replace(module, path, _plain(layer))
+    return {_dotted(path): layer for path, layer in adapted.items()}
+
+
+def unmerge_adapter(module: nnx.Module, adapted: dict[str, AdaptedLinear]) -> None:
+    """Undoes `merge_adapter`, exact to the bit: the layers that it returned are put back, in place.
+
+    PEFT subtracts the adapter from the merged weight instead, which leaves rounding behind (in bfloat16, of the
+    size of the adapter itself). Whatever was done to the merged kernels in between is lost here.
+
+    Raises:
+        ValueError: a path that is not a plain linear layer of that shape in `module`.
+    """
+    linears = {_dotted(path): (path, layer) for path, layer in _linears(module).items()}
+    for name, layer in adapted.items():
+        path, present = linears.get(name, (None, None))
+        if type(present) is not Linear or present.kernel.shape != layer.kernel.shape:
+            found = "nothing" if present is None else f"{type(present).__name__} {present.kernel.shape}"
+            raise ValueError(f"unmerge_adapter: {name} is {found}, expected a merged Linear {layer.kernel.shape}")
+        _replace(module, path, layer)
+
+
+def _plain(layer: AdaptedLinear) -> Linear:
+    """The merged layer; made abstract first, so that no kernel is initialised only to be thrown away."""
+    d_in, d_out = layer.kernel.shape[-2:]
+    options = {"numerics": layer.numerics, "use_bias": layer.bias is not None}
+    plain = nnx.eval_shape(lambda: Linear(d_in, d_out, rngs=nnx.Rngs(0), **options))
+    plain.kernel = nnx.Param(merged_kernel(layer))
+    plain.bias = layer.bias
+    return plain
+
+
+def _linears(module: nnx.Module) -> dict[tuple, Linear]:
+    return {path: m for path, m in nnx.iter_modules(module) if path and isinstance(m, Linear)}
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _replace(module: nnx.Module, path: tuple, new: nnx.Module) -> None:
+    *parents, name = path
+    for part in parents:
+        module = module[part] if isinstance(part, int) else getattr(module, part)
+    if isinstance(name, int):
+        module[name] = new
+    else:
+        setattr(module, name, new)
