@@ -11,7 +11,7 @@ from virtue_jax.config import Compat, VirtueConfig
 from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.images import load_image
 from virtue_jax.data.positions import ImageSpan, rotary_positions
-from virtue_jax.data.prompts import EncodedPrompt, check_prompt, encode_prompt, prompt_text
+from virtue_jax.data.prompts import EncodedPrompt, encode_prompt, prompt_text
 from virtue_jax.data.qwen_image import qwen_image
 from virtue_jax.data.sam_image import sam_image
 from virtue_jax.data.tokens import Tokenizer
@@ -85,8 +85,7 @@ class ExampleEncoder:
         compat = self.config.compat
         images, order = self._images(example, segmentation)
         size = images[0].size if images else None
-        if example.prompt is not None:
-            check_prompt(example.prompt, size, compat, example.origin)
+        prompt = self._prompt(example, size) if images else None
         tokens, spans = self._tokens(example, size, [images[i] for i in order])
         vision = _vision_places(len(tokens), spans, images, order)
         tokens[vision >= 0] = 0
@@ -97,7 +96,7 @@ class ExampleEncoder:
             vision=_after(count, vision, -1),
             segmentation=np.concatenate([np.arange(count, dtype=np.int32), np.full(len(tokens), -1, np.int32)]),
             images=images,
-            prompt=self._prompt(example, size) if count else None,
+            prompt=prompt if count else None,
             origin=example.origin,
         )
 

@@ -85,7 +85,7 @@ def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Comp
             )
     for point in prompt.points:
         if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-            raise InvalidExample(f"{origin}: point ({_listed(point[:2])}) (x, y) is outside the {frame}: {remedy}")
+            raise InvalidExample(f"{origin}: point ({_listed(point[:2])}) is outside the {frame}: {remedy}")
 
 
 def encode_prompt(
