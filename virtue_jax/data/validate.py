@@ -82,9 +82,7 @@ def _vision_faults(batch: Batch, shape: RowShape) -> dict[str, np.ndarray]:
         "vision_slot at padding": ((slot >= 0) & (batch.segments == 0)).any(1),
         "patch_segments out of range": ((owner < 0) | (owner > shape.images)).any(1),
         "patch_segments differ inside a vision token": (quads != quads[:, :, :1]).any((1, 2)),
-        "images out of order or patches after padding": (
-            np.diff(np.where(owner == 0, shape.images + 1, owner)) < 0
-        ).any(1),
+        "images out of order or patches after padding": (np.diff(ordered) < 0).any(1),
         "patches not finite": ~np.isfinite(batch.patches).all((1, 2)),
     }
 
