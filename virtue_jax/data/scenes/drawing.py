@@ -9,7 +9,10 @@ _OPAQUE = SUPERSAMPLE * SUPERSAMPLE
 
 
 def draw_object(image: np.ndarray, placement: Placement) -> np.ndarray:
-    """Paints into int32[H, W, 3] `image` in place. Returns bool[H, W]: pixels at least half covered, outline included."""
+    """Paints into int32[H, W, 3] `image` in place.
+
+    Returns: bool[H, W], the pixels at least half covered, outline included.
+    """
     fine = placement.silhouette
     first, second, outline = (np.array(c, np.int32) for c in COLOURS[placement.description.colour])
     w, h = placement.size

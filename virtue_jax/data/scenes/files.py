@@ -31,13 +31,28 @@ _OBJECT_COLUMNS = [
     ("point", pa.list_(pa.int64())),
 ]
 _STRINGS = pa.list_(pa.string())
+_TEXT = pa.string()
 EVAL_SCHEMA = pa.schema(
-    [("qry_text", pa.string()), ("qry_image_path", pa.string()), ("tgt_text", _STRINGS), ("tgt_image_path", _STRINGS)]
-    + [("original_caption", pa.string()), ("neg_types", _STRINGS), *_OBJECT_COLUMNS]
+    [
+        ("qry_text", _TEXT),
+        ("qry_image_path", _TEXT),
+        ("tgt_text", _STRINGS),
+        ("tgt_image_path", _STRINGS),
+        ("original_caption", _TEXT),
+        ("neg_types", _STRINGS),
+        *_OBJECT_COLUMNS,
+    ]
 )
 TRAIN_SCHEMA = pa.schema(
-    [("qry", pa.string()), ("qry_image_path", pa.string()), ("pos_text", pa.string()), ("pos_image_path", pa.string())]
-    + [("neg_text", _STRINGS), ("neg_image_path", _STRINGS), *_OBJECT_COLUMNS]
+    [
+        ("qry", _TEXT),
+        ("qry_image_path", _TEXT),
+        ("pos_text", _TEXT),
+        ("pos_image_path", _TEXT),
+        ("neg_text", _STRINGS),
+        ("neg_image_path", _STRINGS),
+        *_OBJECT_COLUMNS,
+    ]
 )
 
 
@@ -64,7 +79,7 @@ def write_scenes(
     Args:
         seed: with the ranges and the vocabulary, determines everything written.
         width, height, objects, vocabulary: see `make_scene`.
-        negatives: how many of the nine distractors a train row holds, a third of each sort first.
+        negatives: how many of the nine distractors a train row holds; they come in turns: scene, relation, object swap.
         image_format: "png", or "jpg" for JPEG at quality 95.
         progress: called with (images done, images in all) after each image.
 

@@ -32,9 +32,9 @@ def _heart(n: int = 60) -> list:
     return list(zip(x, y, strict=True))
 
 
-def _flower(petals: int = 5, n: int = 80) -> list:
+def _flower(petals: int = 6, n: int = 84) -> list:
     turns = [2 * math.pi * i / n for i in range(n)]
-    radii = [0.75 + 0.25 * math.cos(petals * t) for t in turns]
+    radii = [0.78 + 0.22 * math.cos(petals * t) for t in turns]
     return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
 
 

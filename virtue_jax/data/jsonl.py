@@ -1,0 +1,182 @@
+"""People's own data: JSON lines to embed, and JSON lines of training pairs. Strict: whatever is not known is an error.
+
+A line to embed: {"image": path or [paths], "text": str, "box": [x1, y1, x2, y2], "points": [[x, y, label], ...],
+"mask": path}, all optional but one of image and text; coordinates in the first image's own pixels. "sam_box" and
+"sam_point" ([x, y], [x, y, label] or a list of these) stand for box and points in SAM's 1024 frame. A training line:
+{"query": {...}, "positive": {...}, "negatives": [{...}, ...]} of such objects. Paths are relative to the file's folder.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from virtue_jax.data.example import POSITIVE, Example, InvalidExample, TrainingPair, VisualPrompt
+
+_EXAMPLE_KEYS = ("image", "text", "box", "points", "mask", "sam_box", "sam_point")
+_PAIR_KEYS = ("query", "positive", "negatives")
+
+
+def read_examples(path: str | os.PathLike) -> Iterator[Example]:
+    """The examples of a file to embed, in order.
+
+    Raises:
+        InvalidExample: names file, line, what was found, what was expected.
+    """
+    path = Path(path)
+    for number, line in enumerate(_lines(path), start=1):
+        origin = f"{path}:{number}"
+        yield _example(_parse(line, origin), path.parent, origin)
+
+
+class JsonlTraining:
+    """Training pairs of a JSONL file by row number. The whole file is checked when it is opened.
+
+    Raises:
+        InvalidExample: as `read_examples`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        offsets = [0]
+        for number, line in enumerate(_lines(self.path), start=1):
+            self._pair(line, f"{self.path}:{number}")
+            offsets.append(offsets[-1] + len(line))
+        self._offsets = np.array(offsets, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> TrainingPair:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        with open(self.path, "rb") as file:
+            file.seek(int(self._offsets[row]))
+            line = file.read(int(self._offsets[row + 1] - self._offsets[row]))
+        return self._pair(line, self.origin(row))
+
+    def origin(self, row: int) -> str:
+        return f"{self.path}:{row + 1}"
+
+    def _pair(self, line: bytes, origin: str) -> TrainingPair:
+        record = _parse(line, origin)
+        _check_keys(record, _PAIR_KEYS, origin)
+        for key in ("query", "positive"):
+            if key not in record:
+                raise InvalidExample(f"{origin}: no {key!r}; a training line needs 'query' and 'positive'")
+        negatives = record.get("negatives", [])
+        if not isinstance(negatives, list):
+            raise InvalidExample(f"{origin}: negatives is {_shown(negatives)}; expected a list of objects")
+        folder = self.path.parent
+        return TrainingPair(
+            _example(record["query"], folder, f"{origin} query"),
+            _example(record["positive"], folder, f"{origin} positive"),
+            tuple(_example(value, folder, f"{origin} negatives[{i}]") for i, value in enumerate(negatives)),
+        )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.is_file():
+        raise InvalidExample(f"{path}: no such file; check the path")
+    with open(path, "rb") as file:
+        empty = True
+        for line in file:
+            empty = False
+            yield line
+    if empty:
+        raise InvalidExample(f"{path}: the file is empty; expected one JSON object per line")
+
+
+def _parse(line: bytes, origin: str) -> dict:
+    if not line.strip():
+        raise InvalidExample(f"{origin}: blank line; expected one JSON object per line")
+
+    def refuse(token: str):
+        raise ValueError(f"{token} is not a number that JSON knows")
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise ValueError(f"keys {repeated} more than once")
+        return dict(pairs)
+
+    try:
+        return json.loads(line.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
+    except UnicodeDecodeError as error:
+        raise InvalidExample(f"{origin}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidExample(
+            f"{origin}: not one JSON object ({error}); write each example on a line of its own"
+        ) from error
+
+
+def _check_keys(record: object, known: tuple[str, ...], origin: str) -> None:
+    if not isinstance(record, dict):
+        raise InvalidExample(f"{origin}: {_shown(record)}; expected an object with keys out of {', '.join(known)}")
+    unknown = sorted(set(record) - set(known))
+    if unknown:
+        raise InvalidExample(f"{origin}: unknown keys {unknown}; known are {', '.join(known)}")
+
+
+def _example(record: object, folder: Path, origin: str) -> Example:
+    _check_keys(record, _EXAMPLE_KEYS, origin)
+    images = record.get("image", [])
+    images = images if isinstance(images, list) else [images]
+    if "image" in record and not images:
+        raise InvalidExample(f"{origin}: image is an empty list; leave the key out for text alone")
+    text = record.get("text", "")
+    if not isinstance(text, str):
+        raise InvalidExample(f"{origin}: text is {_shown(text)}; expected a string")
+    try:
+        prompt = _prompt(record, folder, origin)
+    except InvalidExample as error:
+        raise error if str(error).startswith(origin) else InvalidExample(f"{origin}: {error}") from error
+    return Example(text, tuple(_path(image, "image", folder, origin) for image in images), prompt, origin)
+
+
+def _path(value: object, key: str, folder: Path, origin: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a path")
+    return str(folder / value)
+
+
+def _prompt(record: dict, folder: Path, origin: str) -> VisualPrompt | None:
+    own = [key for key in ("box", "points") if key in record]
+    sam = [key for key in ("sam_box", "sam_point") if key in record]
+    if own and sam:
+        raise InvalidExample(f"{origin}: both {own[0]} and {sam[0]}; give the whole prompt in one frame")
+    box = _numbers(record[(own or sam)[0]], origin, (own or sam)[0]) if {"box", "sam_box"} & record.keys() else None
+    points: tuple = ()
+    if "points" in record:
+        points = _points(record["points"], "points", (3,), origin)
+    elif "sam_point" in record:
+        value = record["sam_point"]
+        single = isinstance(value, list) and value and not isinstance(value[0], list)
+        points = _points([value] if single else value, "sam_point", (2, 3), origin)
+    mask = _path(record["mask"], "mask", folder, origin) if "mask" in record else None
+    if box is None and not points and mask is None:
+        return None
+    return VisualPrompt(box, points, mask, "sam" if sam else "image")
+
+
+def _numbers(value: object, origin: str, key: str, lengths: tuple[int, ...] = (4,)) -> tuple:
+    right = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    if not right or len(value) not in lengths:
+        expected = " or ".join(map(str, lengths))
+        raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a list of {expected} numbers")
+    return tuple(value)
+
+
+def _points(value: object, key: str, lengths: tuple[int, ...], origin: str) -> tuple:
+    if not isinstance(value, list) or not value:
+        raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a list of [x, y, label], at least one")
+    points = [_numbers(point, origin, f"{key}[{i}]", lengths) for i, point in enumerate(value)]
+    return tuple(point if len(point) == 3 else (*point, POSITIVE) for point in points)
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

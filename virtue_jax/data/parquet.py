@@ -1,0 +1,96 @@
+"""Rows of a parquet file by number, without a Python object for any row that is not asked for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from virtue_jax.data.example import InvalidExample
+
+
+class ParquetRows:
+    """The chosen columns of one parquet file, held as Arrow columns (repeated strings once); opened on first use.
+
+    Pickles as its path, so worker processes open the file for themselves.
+
+    Raises:
+        InvalidExample: missing, empty or damaged file, or a column that is not there; names file and columns.
+    """
+
+    def __init__(self, path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()):
+        self.path = Path(path)
+        metadata = read_footer(self.path)
+        present = metadata.schema.to_arrow_schema().names
+        missing = [name for name in required if name not in present]
+        if missing:
+            raise InvalidExample(
+                f"{self.path}: no column {', '.join(missing)}; it has {', '.join(present)}; "
+                "write the missing columns, or choose the loader that this file was made for"
+            )
+        self.columns = [*required, *(name for name in optional if name in present)]
+        self._length = metadata.num_rows
+        self._table: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> dict:
+        """The row's values as plain Python objects, by column."""
+        table = self._open()
+        return {name: table.column(name)[row].as_py() for name in self.columns}
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self._open().column(name)
+
+    def origin(self, row: int) -> str:
+        return f"{self.path.name}:row {row}"
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_table": None}
+
+    def _open(self) -> pa.Table:
+        if self._table is None:
+            try:
+                self._table = pq.ParquetFile(self.path, memory_map=True).read(self.columns)
+            except (pa.ArrowException, OSError) as error:
+                raise InvalidExample(f"{self.path}: damaged parquet ({error}); fetch or write it again") from error
+        return self._table
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """The file's schema and row count.
+
+    Raises:
+        InvalidExample: no such file, or not parquet.
+    """
+    if not path.is_file():
+        raise InvalidExample(f"{path}: no such file; check the path")
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidExample(f"{path}: not a whole parquet file ({error}); fetch or write it again") from error
+
+
+def parquet_files(where: str | os.PathLike | Sequence[str | os.PathLike], column: str) -> list[Path]:
+    """Files as given; of a folder, every parquet file (sorted by name) that has this column.
+
+    Raises:
+        InvalidExample: nothing there, or no file of that sort in a folder.
+    """
+    given = [where] if isinstance(where, str | os.PathLike) else list(where)
+    if not given:
+        raise InvalidExample("no parquet file given; name at least one file or folder")
+    files: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(path.glob("*.parquet"))
+        chosen = [file for file in inside if column in read_footer(file).schema.to_arrow_schema().names]
+        if not chosen:
+            found = ", ".join(file.name for file in inside) or "no parquet file at all"
+            raise InvalidExample(f"{path}: no parquet file with column {column!r} in this folder; it has {found}")
+        files += chosen
+    return files
