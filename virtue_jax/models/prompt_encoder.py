@@ -52,7 +52,7 @@ class PromptEncoder(nnx.Module):
         """points float32[B, N, 2] and labels int32[B, N] -> tokens [B, N, D]; zeros where nothing stands."""
         real = (labels >= 0)[..., None]
         centres = jnp.where(real, points.astype(jnp.float32) + 0.5, 0.0)
-        kinds = self.point_embeddings[...].astype(jnp.float32)[jnp.clip(labels, 0, POINT_KINDS - 1)]
+        kinds = jnp.take(self.point_embeddings[...].astype(jnp.float32), jnp.clip(labels, 0, POINT_KINDS - 1), axis=0)
         tokens = jnp.where(real, self._fourier(centres / self.config.image_size) + kinds, 0.0)
         padding = (labels == NOT_A_POINT)[..., None]
         tokens = jnp.where(padding, self.not_a_point_embed[...].astype(jnp.float32), tokens)
