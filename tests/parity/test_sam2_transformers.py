@@ -27,9 +27,9 @@ GEOMETRIES = {
     "padded windows": Sam2Config(
         HieraConfig(8, 1, (1, 2, 4, 2), (4,), (8, 4, 14, 7), (7, 7)), d_model=32, image_size=256, decoder_mlp_dim=64
     ),
-    # The windows of the large model; a global block opens a stage, another closes it, one stage has one block.
-    "global pooling block": Sam2Config(
-        HieraConfig(16, 2, (2, 1, 5, 2), (3, 6, 7), (8, 4, 16, 8), (14, 14)),
+    # The windows of the large model, some larger than the map; global blocks side by side and at the end of a stage.
+    "windows beyond the map": Sam2Config(
+        HieraConfig(16, 2, (2, 1, 5, 2), (1, 5, 6, 9), (8, 4, 16, 8), (14, 14)),
         d_model=16,
         image_size=128,
         decoder_heads=4,

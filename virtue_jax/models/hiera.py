@@ -175,10 +175,10 @@ def block_windows(config: HieraConfig) -> list[tuple[int, ...]]:
     for s, count in enumerate(config.stages):
         sizes = [config.window_spec[max(s - 1, 0)]] + [config.window_spec[s]] * (count - 1)
         sizes = [GLOBAL if block + i in config.global_att_blocks else size for i, size in enumerate(sizes)]
+        if s > 0 and sizes[0] == GLOBAL:
+            raise ValueError(f"Hiera: block {block} opens stage {s + 1} and pools its windows, it cannot be global")
         if s > 0 and sizes[0] % 2:
-            raise ValueError(
-                f"Hiera: stage {s + 1} pools windows of {sizes[0]} by 2, window_spec[{s - 1}] must be even"
-            )
+            raise ValueError(f"Hiera: stage {s + 1} pools windows of {sizes[0]}, window_spec[{s - 1}] must be even")
         windows.append(tuple(sizes))
         block += count
     return windows
