@@ -80,9 +80,7 @@ def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Comp
         corners = np.array(prompt.box, np.float64).reshape(2, 2)
         clipped = np.clip(corners, 0, [width, height])
         if (np.abs(corners - clipped) > slack).any() or (clipped[0] >= clipped[1]).any():
-            raise InvalidExample(
-                f"{origin}: box [{_listed(prompt.box)}] (x1, y1, x2, y2) is outside the {frame}: {remedy}"
-            )
+            raise InvalidExample(f"{origin}: box [{_listed(prompt.box)}] is outside the {frame}: {remedy}")
     for point in prompt.points:
         if not (0 <= point[0] <= width and 0 <= point[1] <= height):
             raise InvalidExample(f"{origin}: point ({_listed(point[:2])}) is outside the {frame}: {remedy}")

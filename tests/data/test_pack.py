@@ -1,0 +1,251 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, QUERY, TARGET, RowShape
+from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.example import Example, VisualPrompt
+from virtue_jax.data.pack import UNUSED_PAIR, pack_rows, row_need, row_shape
+from virtue_jax.data.validate import validate
+
+SIZES = {"segmentation_tokens": 16, "sam_size": 256}
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_config, tokenizer) -> ExampleEncoder:
+    """With a SAM input of 256 pixels: 16 segmentation tokens."""
+    sam2 = dataclasses.replace(tiny_config.sam2, image_size=256)
+    return ExampleEncoder(dataclasses.replace(tiny_config, sam2=sam2), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def rows(encoder, noise, png):
+    """Row 0: two prompts on one image, one of them with a second image first seen there, and a text. Row 1: a mask."""
+    first, second = png(noise), png(noise[:40, :50])
+    box = VisualPrompt(box=(5, 5, 50, 40))
+    points = VisualPrompt(points=((3, 3, 1), (9, 9, 0)))
+    mask = np.zeros((60, 90), bool)
+    mask[10:30, 20:50] = True
+    encode = encoder.encode
+    return [
+        [
+            encode(Example("Red cat", (first,), box, origin="row 0a")),
+            encode(Example("A tiger", origin="row 0b")),
+            encode(Example("both", (second, first), points, origin="row 0c")),
+        ],
+        [encode(Example("mask", (first,), VisualPrompt(mask=mask), origin="row 1"))],
+    ]
+
+
+@pytest.fixture
+def packed(rows):
+    shape = row_shape(rows, slots=64, patches=32)
+    return shape, pack_rows(rows, shape, **SIZES)
+
+
+def test_the_smallest_shape_counts_shared_images_once(rows):
+    need = row_need(rows[0])
+    images = rows[0][2].images
+    assert need == RowShape(
+        slots=sum(len(example) for example in rows[0]),
+        examples=3,
+        images=2,
+        patches=sum(len(image.patches) for image in images),
+        prompts=2,
+        points=3,
+        masks=False,
+    )
+    assert row_shape(rows) == dataclasses.replace(need, masks=True)
+
+
+def test_shapes_round_up_to_multiples_and_buckets(rows):
+    need = row_shape(rows)
+    shape = row_shape(rows, slots=128, patches=[4, 4096, 1024])
+    assert shape.slots % 128 == 0 and 0 <= shape.slots - need.slots < 128 and shape.patches == 1024
+    with pytest.raises(
+        ValueError, match=r"row 0 \(row 0a, row 0b, row 0c\): \d+ patches, more than the largest bucket 8"
+    ):
+        row_shape(rows, patches=[4, 8])
+    with pytest.raises(ValueError, match="patches must be a multiple of 4"):
+        row_shape(rows, patches=[1001])
+    with pytest.raises(ValueError, match="no rows"):
+        row_shape([])
+
+
+def test_every_example_can_be_read_back_from_its_row(rows, packed):
+    _, batch = packed
+    for r, row in enumerate(rows):
+        prompts = 0
+        for k, example in enumerate(row):
+            here = batch.segments[r] == k + 1
+            assert here.sum() == len(example)
+            assert batch.pool[r, k] == np.flatnonzero(here)[-1] and batch.valid[r, k]
+            np.testing.assert_array_equal(batch.tokens[r, here], example.tokens)
+            np.testing.assert_array_equal(batch.positions[r][:, here], example.positions)
+            slots = batch.vision_slot[r, here]
+            np.testing.assert_array_equal(slots >= 0, example.vision >= 0)
+            if example.images:
+                own = np.concatenate([image.patches for image in example.images]).reshape(-1, 4, 588)
+                stored = batch.patches[r].reshape(-1, 4, 588)
+                np.testing.assert_array_equal(stored[slots[slots >= 0]], own[example.vision[example.vision >= 0]])
+                expected = np.where(example.segmentation >= 0, prompts * 16 + example.segmentation, -1)
+                np.testing.assert_array_equal(batch.prompt_slot[r, here], expected)
+                count = len(example.prompt.labels)
+                np.testing.assert_array_equal(batch.prompt_points[r, prompts, :count], example.prompt.points)
+                np.testing.assert_array_equal(batch.prompt_labels[r, prompts, :count], example.prompt.labels)
+                assert (batch.prompt_labels[r, prompts, count:] == NO_TOKEN).all()
+                sam = batch.sam_images[r, batch.prompt_image[r, prompts]]
+                np.testing.assert_array_equal(sam, example.images[0].sam)
+                prompts += 1
+            else:
+                assert (batch.prompt_slot[r, here] == -1).all()
+
+
+def test_a_shared_image_is_stored_once_with_its_coordinates(rows, packed):
+    _, batch = packed
+    first, second = rows[0][0].images[0], rows[0][2].images[0]
+    assert first.key == rows[0][2].images[1].key != second.key
+    cut = len(first.patches)
+    np.testing.assert_array_equal(batch.patch_segments[0, :cut], 1)
+    np.testing.assert_array_equal(batch.patch_segments[0, cut : cut + len(second.patches)], 2)
+    assert not batch.patch_segments[0, cut + len(second.patches) :].any()
+    np.testing.assert_array_equal(batch.patch_yx[0, :cut], first.patch_yx)
+    assert batch.prompt_image[0].tolist() == [0, 1]
+
+
+def test_a_sam_input_is_found_whichever_example_brings_it(encoder, noise, png):
+    first, second = png(noise), png(noise[:40, :50])
+    row = [encoder.encode(Example("x", images)) for images in ((first, second), (second,))]
+    assert row[0].images[1].sam is None
+    batch = pack_rows([row], row_shape([row]), **SIZES)
+    assert batch.sam_images.shape[1] == 2 and batch.prompt_image.tolist() == [[0, 1]]
+    np.testing.assert_array_equal(batch.sam_images[0, 1], row[1].images[0].sam)
+
+
+def test_padding_is_at_the_right_and_neutral(rows, packed):
+    shape, batch = packed
+    rest = batch.segments == 0
+    assert rest.any(axis=1).all() and rest[:, -1].all()
+    for array, filler in ((batch.tokens, 0), (batch.vision_slot, -1), (batch.prompt_slot, -1)):
+        assert (array[rest] == filler).all()
+    assert not batch.valid[1, 1:].any() and (batch.pair[1, 1:] == UNUSED_PAIR).all()
+    assert (batch.prompt_labels[1, 1] == NO_TOKEN).all() and not batch.patches[1][batch.patch_segments[1] == 0].any()
+    assert shape.masks and batch.has_mask.tolist() == [[False, False], [True, False]]
+    np.testing.assert_array_equal(batch.prompt_masks[1, 0], rows[1][0].prompt.mask)
+    assert not batch.prompt_masks[0].any()
+
+
+def test_sides_and_pairs_are_taken_over(rows):
+    shape = row_shape(rows)
+    batch = pack_rows(rows, shape, sides=[[QUERY, TARGET, QUERY], [TARGET]], pairs=[[5, 5, 9], [9]], **SIZES)
+    assert batch.side.tolist() == [[0, 1, 0], [1, 0, 0]]
+    assert batch.pair.tolist() == [[5, 5, 9], [9, UNUSED_PAIR, UNUSED_PAIR]]
+    assert pack_rows(rows, shape, **SIZES).pair.tolist() == [[0, 1, 2], [3, UNUSED_PAIR, UNUSED_PAIR]]
+    with pytest.raises(ValueError, match=r"pairs: \[2, 1\] per row, expected one per example: \[3, 1\]"):
+        pack_rows(rows, shape, pairs=[[0, 1], [2]], **SIZES)
+
+
+def test_groups_have_only_the_arrays_that_they_need(rows, encoder, noise, png):
+    text = [[encoder.encode(Example("hi")), encoder.encode(Example("A tiger"))]]
+    batch = pack_rows(text, row_shape(text), **SIZES)
+    fields = batch._fields
+    cut = fields.index("vision_slot")
+    assert all(getattr(batch, name) is None for name in fields[cut:])
+    assert all(getattr(batch, name) is not None for name in fields[:cut])
+
+    plain = [[encoder.encode(Example("x", (png(noise),)), segmentation=False)]]
+    batch = pack_rows(plain, row_shape(plain), **SIZES)
+    cut = fields.index("prompt_slot")
+    assert all(getattr(batch, name) is None for name in fields[cut:]) and batch.patches is not None
+
+    unmasked = rows[:1]
+    batch = pack_rows(unmasked, row_shape(unmasked), **SIZES)
+    assert batch.prompt_masks is None and batch.has_mask.dtype == bool
+
+
+def test_mask_alone_makes_a_group_without_sparse_tokens(rows):
+    shape = row_shape(rows[1:])
+    batch = pack_rows(rows[1:], shape, **SIZES)
+    assert shape.points == 0 and batch.prompt_points.shape == (1, 1, 0, 2)
+    validate(batch, shape, **SIZES)
+
+
+@pytest.mark.parametrize("name", ["slots", "examples", "images", "patches", "prompts", "points", "masks"])
+def test_overflow_names_row_examples_need_and_capacity(name, rows):
+    shape = row_shape(rows)
+    need = getattr(shape, name)
+    smaller = {"masks": False, "patches": need - 4}.get(name, need - 1)
+    row = 1 if name == "masks" else 0
+    with pytest.raises(
+        ValueError, match=rf"row {row} \(row {row}.* overflows: {name}: {need} needed, capacity {smaller}"
+    ):
+        pack_rows(rows, dataclasses.replace(shape, **{name: smaller}), **SIZES)
+
+
+def test_examples_of_another_model_are_refused(rows):
+    shape = row_shape(rows)
+    with pytest.raises(ValueError, match="row 0a: encoded with 16 segmentation tokens, not 256"):
+        pack_rows(rows, shape, segmentation_tokens=256, sam_size=256)
+    with pytest.raises(ValueError, match=r"sam_images are \(256, 256, 3\), the model's \(1024, 1024, 3\)"):
+        pack_rows(rows, shape, segmentation_tokens=16, sam_size=1024)
+    with pytest.raises(ValueError, match="patches must be a multiple of 4"):
+        pack_rows(rows, dataclasses.replace(shape, patches=shape.patches + 2), **SIZES)
+
+
+def test_packed_batches_are_valid(rows, packed, encoder):
+    shape, batch = packed
+    validate(batch, shape, **SIZES)
+    text = [[encoder.encode(Example("hi"))]]
+    validate(pack_rows(text, row_shape(text, slots=8), **SIZES), row_shape(text, slots=8), **SIZES)
+
+
+def change(array: np.ndarray, place, value) -> np.ndarray:
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    "name, place, value, message",
+    [
+        ("segments", (0, 3), 0, "padding before the row's end"),
+        ("segments", (1, 5), 3, "segments are not 1, 2"),
+        ("tokens", (0, -1), 7, "tokens where no word stands"),
+        ("tokens", (1, 0), 7, "tokens where no word stands"),
+        ("positions", (0, 0, 0), -1, "negative position"),
+        ("pool", (0, 0), 2, "pool is not the last slot"),
+        ("valid", (0, 1), False, "valid does not match"),
+        ("valid", (1, 2), True, "valid does not match"),
+        ("side", (0, 0), 2, "side is neither"),
+        ("pair", (0, 0), -3, "negative pair"),
+        ("vision_slot", (0, 0), 10**6, "vision_slot out of range"),
+        ("vision_slot", (1, -1), 0, "vision_slot at padding"),
+        ("vision_slot", (0, 0), 0, "both a vision and a segmentation"),
+        ("patch_segments", (0, 0), 2, "differ inside a vision token"),
+        ("patch_segments", (1, slice(0, 4)), 0, "patches after padding"),
+        ("patches", (0, 0, 0), np.nan, "patches not finite"),
+        ("prompt_slot", (0, 0), -1, "segmentation tokens missing or repeated"),
+        ("prompt_slot", (1, -1), 3, "prompt_slot at padding"),
+        ("prompt_labels", (0, 0, 0), 9, "unknown prompt label"),
+        ("prompt_labels", (1, 1, 0), NOT_A_POINT, "a prompt without them"),
+        ("prompt_image", (1, 0), 1, "image that the row does not have"),
+        ("has_mask", (1, 0), False, "mask logits where has_mask is False"),
+        ("sam_images", (0, 0, 0, 0, 0), np.inf, "sam_images not finite"),
+    ],
+)
+def test_each_broken_promise_is_found_and_its_row_named(name, place, value, message, packed):
+    shape, batch = packed
+    broken = batch._replace(**{name: change(getattr(batch, name), place, value)})
+    with pytest.raises(ValueError, match=rf"{message}[^;]*\(rows \[{place[0]}\]\)"):
+        validate(broken, shape, **SIZES)
+
+
+def test_wrong_arrays_are_named_with_what_was_expected(packed):
+    shape, batch = packed
+    with pytest.raises(ValueError, match=r"tokens is int64.*expected int32"):
+        validate(batch._replace(tokens=batch.tokens.astype(np.int64)), shape, **SIZES)
+    with pytest.raises(ValueError, match="patches is missing"):
+        validate(batch._replace(patches=None), shape, **SIZES)
+    with pytest.raises(ValueError, match="prompt_masks is there, the shape has none"):
+        validate(batch, dataclasses.replace(shape, masks=False), **SIZES)
