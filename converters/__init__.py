@@ -1,0 +1,1 @@
+"""Other people's checkpoint formats in and out of virtue_jax: `python -m converters --help`."""

@@ -1,0 +1,84 @@
+"""Directories that appear whole or not at all, whatever kills the process that writes them."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary sibling to fill; renamed to `directory` when the block succeeds, removed when it fails.
+
+    Whatever stood at `directory` stays until then. Leftovers of killed processes are removed.
+
+    Raises:
+        FileExistsError: `directory` is there, not empty, and `overwrite` is false.
+    """
+    final = Path(directory).absolute()
+    occupied = final.exists() and (not final.is_dir() or any(final.iterdir()))
+    if occupied and not overwrite:
+        raise FileExistsError(f"{final} exists; choose another place or overwrite it explicitly")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(final)
+    temporary = final.with_name(f".{final.name}.incomplete.{socket.gethostname()}.{os.getpid()}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        _sync(temporary)
+        _put_in_place(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    replaced = temporary.with_name(temporary.name.replace(".incomplete.", ".replaced."))
+    existed = final.exists()
+    if existed:
+        os.rename(final, replaced)
+    try:
+        os.rename(temporary, final)
+    except BaseException:
+        if existed:
+            os.rename(replaced, final)
+        raise
+    _sync_directory(final.parent)
+    if existed:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_leftovers(final: Path) -> None:
+    prefix = f".{final.name}.incomplete.{socket.gethostname()}."
+    for leftover in final.parent.glob(f"{prefix}*"):
+        owner = leftover.name.removeprefix(prefix)
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(root) / name, "rb") as file:
+                os.fsync(file.fileno())
+        _sync_directory(Path(root))
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
