@@ -40,8 +40,7 @@ class Batch(NamedTuple):
     | positions | int32[R, 3, L] | rotary positions (temporal, height, width), segmentation tokens included |
     | pool | int32[R, K] | slot of example k's last token |
     | side | int32[R, K] | QUERY or TARGET |
-    | pair | int32[R, K] | pair id, a digest of the target's content (of its positive's, for a query): a query's
-    positives are the targets with its pair id, and a target whose id no query has is a hard negative; -1 = unused |
+    | pair | int32[R, K] | pair id, a digest of the positive's content; a target's that no query has = hard negative |
     | valid | bool[R, K] | False for an unused place |
     | vision_slot | int32[R, L] | index of the row's vision token (0 .. P/4 - 1) that stands here, -1 = none |
     | patches | float[R, P, 588] | CLIP-normalised pixels, (channel, y, x), one frame |

@@ -56,7 +56,7 @@ def _window_full(mask: np.ndarray, radius: int, axis: int) -> np.ndarray:
 def _texture(placement: Placement) -> np.ndarray:
     """bool[4 h, 4 w]: where the second colour shows."""
     height, width = placement.silhouette.shape
-    period = max(3 * SUPERSAMPLE, min(height, width) // 4)
+    period = max(5 * SUPERSAMPLE, min(height, width) // 4)
     y, x = np.mgrid[0:height, 0:width]
     x += placement.phase[0] * period // 1000
     y += placement.phase[1] * period // 1000
