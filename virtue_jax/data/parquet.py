@@ -11,15 +11,22 @@ from virtue_jax.data.example import InvalidExample
 
 
 class ParquetRows:
-    """The chosen columns of one parquet file, held as Arrow columns (repeated strings once); opened on first use.
+    """The chosen columns of one parquet file, held as Arrow columns; read on first use.
 
-    Pickles as its path, so worker processes open the file for themselves.
+    `repeated` are text columns with few different values, each held once. Pickles without the data: worker processes
+    read the file for themselves.
 
     Raises:
         InvalidExample: missing, empty or damaged file, or a column that is not there; names file and columns.
     """
 
-    def __init__(self, path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        repeated: Sequence[str] = (),
+    ):
         self.path = Path(path)
         metadata = read_footer(self.path)
         present = metadata.schema.to_arrow_schema().names
@@ -30,6 +37,7 @@ class ParquetRows:
                 "write the missing columns, or choose the loader that this file was made for"
             )
         self.columns = [*required, *(name for name in optional if name in present)]
+        self._repeated = list(repeated)
         self._length = metadata.num_rows
         self._table: pa.Table | None = None
 
@@ -53,7 +61,9 @@ class ParquetRows:
     def _open(self) -> pa.Table:
         if self._table is None:
             try:
-                self._table = pq.ParquetFile(self.path, memory_map=True).read(self.columns)
+                self._table = pq.ParquetFile(self.path, memory_map=True, read_dictionary=self._repeated).read(
+                    self.columns
+                )
             except (pa.ArrowException, OSError) as error:
                 raise InvalidExample(f"{self.path}: damaged parquet ({error}); fetch or write it again") from error
         return self._table

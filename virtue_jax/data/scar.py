@@ -61,7 +61,9 @@ class _ScarRows:
     """Random access to the rows of several files as if they were one, and the parts that both schemas share."""
 
     def __init__(self, where, required: Sequence[str], optional: Sequence[str], image_root):
-        self.tables = [ParquetRows(path, required, optional) for path in parquet_files(where, required[0])]
+        text, path = required[:2]
+        files = parquet_files(where, text)
+        self.tables = [ParquetRows(file, required, optional, repeated=(text, path)) for file in files]
         self._starts = np.cumsum([0, *(len(table) for table in self.tables)])
         self._root = None if image_root is None else Path(image_root)
 
