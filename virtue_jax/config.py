@@ -98,7 +98,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """LoRA / DoRA on the linear layers whose last path component is in `targets` (PEFT's meaning of r, alpha, dropout)."""
+    """LoRA / DoRA on the linear layers whose last path component is in `targets`; r, alpha, dropout as in PEFT."""
 
     rank: int = 8
     alpha: float = 64.0
@@ -216,7 +216,9 @@ def from_dict(cls: type, values: dict, where: str = "config") -> Any:
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(values))
     if unknown or missing:
-        raise ValueError(f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}; known: {sorted(fields)}")
+        raise ValueError(
+            f"{where} ({cls.__name__}): unknown keys {unknown}, missing keys {missing}; known: {sorted(fields)}"
+        )
     return cls(**{name: _coerce(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 

@@ -44,7 +44,9 @@ def _check_box(box: tuple) -> None:
         raise InvalidExample(f"box {box!r}: expected four finite numbers [x1, y1, x2, y2]")
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
-        raise InvalidExample(f"box {list(box)} is inverted or empty: expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
+        raise InvalidExample(
+            f"box {list(box)} is inverted or empty: expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from virtue_jax.models.layers import Linear, gelu
 
 
 class StridedConv(nnx.Module):
-    """A convolution whose stride equals its kernel, written as one matrix product over patches; kernel[k, k, in, out]."""
+    """A convolution whose stride equals its kernel, as one matrix product over patches; kernel[k, k, in, out]."""
 
     def __init__(self, d_in: int, d_out: int, size: int, *, numerics: Numerics, rngs: nnx.Rngs):
         init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2))

@@ -44,9 +44,16 @@ class RunCheckpoints:
                 f"({_differences(saved, self._config)}); use another workdir or the same configuration"
             )
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()), data=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract._asdict()), data=ocp.args.JsonRestore()),
         )
         return TrainState(**restored["state"]), restored["data"]
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the checkpoint that is being written."""
@@ -57,7 +64,11 @@ class RunCheckpoints:
 def _differences(old, new, where: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        found = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys if old.get(k) != new.get(k)]
+        found = [
+            _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)
+            for k in keys
+            if old.get(k) != new.get(k)
+        ]
         return ", ".join(found)
     return f"{where}: {old!r} there, {new!r} here"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from virtue_jax.batch import RowShape
-from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.config import AdapterConfig, Numerics, VirtueConfig
 from virtue_jax.train.optimizer import OptimizerConfig
 
 
@@ -13,11 +13,12 @@ class ModelConfig:
 
     scratch: geometry of a model with random weights; a tokenizer is trained on the data's texts, at most
         `text.vocab_size` tokens, and its size and token ids replace those given.
-    adapter: replaces the adapter of `directory` by a fresh one where that model has none.
+    adapter: a fresh adapter for a `directory` without one; a model that has one keeps its own.
     """
 
     directory: str = ""
     scratch: VirtueConfig | None = None
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self):
         if bool(self.directory) == (self.scratch is not None):
@@ -30,7 +31,8 @@ class DataConfig:
 
     path: file or folder; image_root: folder that image paths are relative to (default: beside the data).
     prompts: weights of the visual prompt that a SCaR query carries; hard_negatives: distractors per query used as
-    further targets, 0 = none. queries, targets: static row shapes, one example a row.
+    further targets, 0 = none. queries, targets: static row shapes; `queries.examples` queries of one image share a
+    row, and so one run of the image towers; targets stand one to a row.
     """
 
     path: str
@@ -47,7 +49,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. `batch_size` counts queries over all processes; `*_micro_batches` in how many parts they are encoded.
+    """One run. `batch_size` counts query rows over all processes; `*_micro_batches` in how many parts they are encoded.
 
     trainable: patterns over parameter paths (whole matches); everything else is frozen.
     checkpoint_every: steps between checkpoints; `keep` of them stay.

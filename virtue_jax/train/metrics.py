@@ -24,7 +24,13 @@ class MetricsLog:
         _cut_after(self._path, start)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=self.console, transient=True)
         self._task = self._progress.add_task("training", total=steps, completed=start)
         self._progress.start()
@@ -45,8 +51,8 @@ class MetricsLog:
         self.console.print(f"step {step:6d}  {shown}  {values.get('examples_per_second', 0):.1f} examples/s")
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
-                f"loss is {values['loss']} at step {step}; the last checkpoint before it is kept. Lower the learning rate "
-                "or compute in float32"
+                f"loss is {values['loss']} at step {step}; the last checkpoint before it is kept. "
+                "Lower the learning rate or compute in float32"
             )
 
     def close(self) -> None:

@@ -30,7 +30,9 @@ def without_pixels(batch: Batch) -> Batch:
     return batch._replace(**{name: None for name in _TOWER_INPUTS})
 
 
-def encode_groups(model: Virtue, groups: tuple[Batch, ...], chunks: tuple[int, ...], keys, frozen_towers: bool) -> Slots:
+def encode_groups(
+    model: Virtue, groups: tuple[Batch, ...], chunks: tuple[int, ...], keys, frozen_towers: bool
+) -> Slots:
     """Embeds every row group, each in its number of micro-batches, and lines all slots up.
 
     With `frozen_towers` the image towers run once per step, outside of differentiation; otherwise they are part of
@@ -81,4 +83,3 @@ def make_step(
 
 def initial_state(trainable: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
-
