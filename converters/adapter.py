@@ -122,8 +122,32 @@ def read_geometry(config: dict, file: Path, infos: Mapping[str, TensorInfo]) -> 
     )
 
 
-def peft_config(config: AdapterConfig, base: str) -> dict:
-    """The adapter_config.json of an adapter that came from no file."""
+def config_text(config: AdapterConfig, carried: Path | None, base: str) -> str:
+    """The exported adapter_config.json: the one the adapter came with if it still says the same, else a new one.
+
+    base: base_model_name_or_path of a new one.
+    """
+    if carried is not None:
+        text = carried.read_text()
+        if _agrees(json.loads(text), config):
+            return text
+    return json.dumps(_peft_config(config, base), indent=2) + "\n"
+
+
+def _agrees(values: dict, config: AdapterConfig) -> bool:
+    numbers = (
+        values.get("r"),
+        values.get("lora_alpha"),
+        values.get("lora_dropout") or 0.0,
+        values.get("use_dora", False),
+    )
+    named = values.get("target_modules")
+    return numbers == (config.rank, config.alpha, config.dropout, config.use_dora) and (
+        isinstance(named, list) and set(named) & set(_KIND) == set(config.targets)
+    )
+
+
+def _peft_config(config: AdapterConfig, base: str) -> dict:
     return {
         "base_model_name_or_path": base,
         "bias": "none",

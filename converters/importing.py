@@ -2,25 +2,25 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from converters import connector
 from converters.errors import CheckpointError
 from converters.foreign import ForeignVirtue, open_virtue
 from converters.plan import check, finite, lazy_parameters, not_finite, summary
+from converters.progress import byte_progress
 from converters.safetensors_file import write_safetensors
 from virtue_jax.checkpoint import CARRIED, save_model
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.models.connector import Connector
 from virtue_jax.models.parameters import parameters
+from virtue_jax.new_directory import refuse_occupied
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ def run(request: ImportRequest, console: Console | None = None) -> None:
         CheckpointError: everything wrong with the checkpoints. FileExistsError, OSError: as `save_model`.
     """
     console = console or Console(file=sys.stderr)
+    refuse_occupied(request.out, overwrite=request.overwrite)
     virtue = open_request(request)
     carried = check(virtue, request.dtype)
     params = lazy_parameters(virtue, request.dtype)
     fresh = not any(c.name == "connector" for c in virtue.components)
     if fresh:
         params |= fresh_connector(virtue, request.seed, request.dtype)
-    for line in summary(carried, virtue):
+    for line in summary(virtue):
         console.print(f"left out  {line}", highlight=False, soft_wrap=True)
     if not virtue.processor_files:
         console.print(
@@ -135,18 +136,3 @@ def _provenance(request: ImportRequest, fresh: bool) -> dict:
 
 def _billions(params) -> str:
     return f"{sum(int(np.prod(x.shape)) for x in params.values()) / 1e9:.3f} billion values"
-
-
-@contextmanager
-def byte_progress(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A progress bar over bytes; yields the function that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)

@@ -1,7 +1,5 @@
 """From an opened foreign VIRTUE to parameters: exact cover first, then tensors one at a time."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from converters.errors import CheckpointError
@@ -136,13 +134,14 @@ def _dtype(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
-def summary(carried: Mapping[str, list[str]], virtue: ForeignVirtue) -> list[str]:
-    """One line per rule of what was left out, with its reason."""
+def summary(virtue: ForeignVirtue) -> list[str]:
+    """One line per component and reason of what was left out."""
     lines = []
     for component in virtue.components:
-        for rule in component.left_out:
-            names = [name for name in component.source.infos if rule.matches(name)]
-            if names:
-                kept = "carried" if rule.carried else "dropped"
-                lines.append(f"{component.name}: {len(names)} tensors {rule.pattern} {kept}: {rule.reason}")
+        for reason, carried in dict.fromkeys((rule.reason, rule.carried) for rule in component.left_out):
+            rules = [rule for rule in component.left_out if rule.reason == reason]
+            count = sum(any(rule.matches(name) for rule in rules) for name in component.source.infos)
+            if count:
+                fate = "carried along for export" if carried else "dropped"
+                lines.append(f"{component.name}: {count} tensors {fate}: {reason}")
     return lines

@@ -109,10 +109,25 @@ def _to_numpy(tensor) -> np.ndarray:
     return tensor.numpy().copy()
 
 
-def to_torch(array: np.ndarray):
-    """The array as a torch tensor of the same dtype and bits."""
+def save_torch(path: Path, tree: dict) -> None:
+    """`torch.save` of nested dicts of arrays, as tensors of the same dtypes and bits.
+
+    Raises:
+        OSError: the file cannot be written whole.
+    """
     import torch
 
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.ascontiguousarray(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    try:
+        torch.save(_to_torch(tree), path)
+    except RuntimeError as error:  # torch's zip writer does not say OSError
+        raise OSError(f"cannot write {path}: is the disk full? ({str(error).splitlines()[0]})") from error
+
+
+def _to_torch(node):
+    import torch
+
+    if isinstance(node, dict):
+        return {key: _to_torch(value) for key, value in node.items()}
+    if node.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.ascontiguousarray(node).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(node))

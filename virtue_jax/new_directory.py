@@ -17,10 +17,8 @@ def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> I
     Raises:
         FileExistsError: `directory` is there, not empty, and `overwrite` is false.
     """
+    refuse_occupied(directory, overwrite=overwrite)
     final = Path(directory).absolute()
-    occupied = final.exists() and (not final.is_dir() or any(final.iterdir()))
-    if occupied and not overwrite:
-        raise FileExistsError(f"{final} exists; choose another place or overwrite it explicitly")
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
     temporary = final.with_name(f".{final.name}.incomplete.{socket.gethostname()}.{os.getpid()}")
@@ -32,6 +30,14 @@ def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> I
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def refuse_occupied(directory: str | os.PathLike, *, overwrite: bool) -> None:
+    """Raises `FileExistsError` if `directory` is there, not empty, and may not be overwritten."""
+    final = Path(directory).absolute()
+    occupied = final.exists() and (not final.is_dir() or any(final.iterdir()))
+    if occupied and not overwrite:
+        raise FileExistsError(f"{final} exists; choose another place or overwrite it explicitly (--overwrite)")
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
