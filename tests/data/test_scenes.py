@@ -269,6 +269,7 @@ def test_a_broken_off_run_leaves_no_parquet(tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
 
+    write_scenes(tmp_path, train=1, eval=0, seed=0, **SMALL)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path, train=5, eval=0, seed=0, progress=stop, **SMALL)
     assert not list(tmp_path.glob("*.parquet*"))

@@ -114,9 +114,17 @@ def training_loader(
         InvalidExample: on `next`, for a row that cannot be read or encoded; names it.
     """
     sources = list(source) if isinstance(source, list | tuple) else [source]
+    lengths = [len(each) for each in sources]
+    _check_numbers(lengths, global_batch, shard, interleave, prefetch, negatives, worker_count)
+    order = row_order(lengths, seed=seed, weights=weights, interleave=interleave)
+    packer = PairPacker(encoder, query_shape, target_shape, negatives, seed)
+    return TrainingLoader(BatchReader(sources, order, packer, global_batch, *shard), worker_count, prefetch)
+
+
+def _check_numbers(lengths, global_batch, shard, interleave, prefetch, negatives, worker_count) -> None:
     index, count = shard
-    if not sources or any(not len(s) for s in sources):
-        raise ValueError(f"sources with {[len(s) for s in sources]} rows: expected at least one row in each")
+    if not lengths or not all(lengths):
+        raise ValueError(f"sources with {lengths} rows: expected at least one row in each")
     if global_batch < 1 or not 0 <= index < count or global_batch % count:
         raise ValueError(
             f"global_batch={global_batch}, shard={shard}: expected a batch that divides by the number of processes"
@@ -126,9 +134,6 @@ def training_loader(
             f"interleave={interleave}, prefetch={prefetch} must be 1 or more, "
             f"negatives={negatives}, worker_count={worker_count} 0 or more"
         )
-    order = row_order([len(s) for s in sources], seed=seed, weights=weights, interleave=interleave)
-    packer = PairPacker(encoder, query_shape, target_shape, negatives, seed)
-    return TrainingLoader(BatchReader(sources, order, packer, global_batch, index, count), worker_count, prefetch)
 
 
 class RowRef(NamedTuple):

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -96,26 +98,37 @@ def write_scenes(
         raise ValueError(f"train={train}, eval={eval}: expected numbers of images, at least one in all")
     if not 0 <= negatives <= 9 or image_format not in ("png", "jpg"):
         raise ValueError(f"negatives={negatives}, image_format={image_format!r}: expected 0 to 9; 'png' or 'jpg'")
-    done, rows = 0, {"train": 0, "eval": 0}
+    draw = partial(make_scene, seed, width=width, height=height, objects=objects, vocabulary=words)
     splits = (
-        ("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, lambda *a: _train_row(*a, negatives)),
-        ("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
+        _Split("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, partial(_train_row, negatives=negatives)),
+        _Split("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
     )
-    for split, count, first, file, schema, row_of in splits:
-        if not count:
-            continue
-        scenes = (
-            make_scene(seed, first + i, width=width, height=height, objects=objects, vocabulary=words)
-            for i in range(count)
-        )
-        with _ParquetRows(Path(out_dir) / file, schema) as table:
-            for rows_of_image in _write_images(Path(out_dir), split, scenes, image_format, row_of):
-                table.add(rows_of_image)
-                done += 1
-                rows[split] += len(rows_of_image)
-                if progress:
-                    progress(done, train + eval)
+    done, rows = 0, {split.name: 0 for split in splits}
+    for split in splits:
+        for count in _write_split(Path(out_dir), split, draw, image_format) if split.images else ():
+            rows[split.name] += count
+            done += 1
+            if progress:
+                progress(done, train + eval)
     return rows
+
+
+class _Split(NamedTuple):
+    name: str
+    images: int
+    first: int
+    file: str
+    schema: pa.Schema
+    row_of: Callable
+
+
+def _write_split(root: Path, split: _Split, draw: Callable[[int], Scene], suffix: str) -> Iterator[int]:
+    """Yields the number of rows of each image as it is written."""
+    with _ParquetRows(root / split.file, split.schema) as table:
+        scenes = (draw(split.first + number) for number in range(split.images))
+        for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
+            table.add(rows)
+            yield len(rows)
 
 
 def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, row_of: Callable) -> Iterator[list]:
@@ -169,6 +182,7 @@ class _ParquetRows:
     def __init__(self, path: Path, schema: pa.Schema):
         self.path, self.schema, self.rows, self.images = path, schema, [], 0
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # its images are about to be written over
         self.partial = path.with_name(path.name + ".partial")
         self.writer = pq.ParquetWriter(self.partial, schema, compression="zstd")
 
