@@ -84,7 +84,7 @@ def merged_kernel(layer: AdaptedLinear):
     if layer.kernel.ndim > 2:
         graphdef, state = nnx.split(layer)
         # One layer at a time: the float32 sum of a whole stack would take gigabytes.
-        return lax.map(lambda single: merged_kernel(nnx.merge(graphdef, single)), state)
+        return lax.map(lambda one: merged_kernel(nnx.merge(graphdef, one)), state)
     total = adapted_sum(layer)
     scaled = total if layer.magnitude is None else total * _column_ratio(layer, total)
     return scaled.astype(layer.kernel.dtype)
