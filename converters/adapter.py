@@ -50,9 +50,17 @@ def published_name(name: str) -> str:
     return re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", name)
 
 
+def stored_name(name: str) -> str:
+    """The inverse of `published_name`, as the authors' code names it."""
+    return PREFIX + name
+
+
 def current_name(name: str) -> str:
-    """The name that PEFT gives the tensor on a Qwen2-VL of transformers >= 4.52, from the published one."""
-    return re.sub(r"^model\.", "model.language_model.", name)
+    """The inverse of `published_name`, as PEFT names it on a Qwen2-VL of transformers >= 4.52.
+
+    PEFT only warns of tensors that it misses: there, an adapter under its published names alone does nothing.
+    """
+    return PREFIX + re.sub(r"^model\.", "model.language_model.", name)
 
 
 def rules(config: AdapterConfig, layers: int) -> list[Rule]:
@@ -135,16 +143,11 @@ def config_text(config: AdapterConfig, carried: Path | None, base: str) -> str:
 
 
 def _agrees(values: dict, config: AdapterConfig) -> bool:
-    numbers = (
-        values.get("r"),
-        values.get("lora_alpha"),
-        values.get("lora_dropout") or 0.0,
-        values.get("use_dora", False),
-    )
+    dropout, dora = values.get("lora_dropout") or 0.0, values.get("use_dora", False)
+    stated = (values.get("r"), values.get("lora_alpha"), dropout, dora)
     named = values.get("target_modules")
-    return numbers == (config.rank, config.alpha, config.dropout, config.use_dora) and (
-        isinstance(named, list) and set(named) & set(_KIND) == set(config.targets)
-    )
+    same_modules = isinstance(named, list) and set(named) & set(_KIND) == set(config.targets)
+    return same_modules and stated == (config.rank, config.alpha, config.dropout, config.use_dora)
 
 
 def _peft_config(config: AdapterConfig, base: str) -> dict:

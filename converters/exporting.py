@@ -1,7 +1,7 @@
 """`python -m converters export`: a model directory -> the authors' formats, tensor by tensor.
 
-Without merging: `vlm/` (Hugging Face), `adapter/` (PEFT), the connector's `.pth`, `sam2.pt` and `sam2.yaml`. Merged: the
-authors' Hugging Face folder itself, with the connector and SAM-2 beside its weights.
+Without merging: `vlm/` (Hugging Face), `adapter/` (PEFT), the connector's `.pth`, `sam2.pt` and `sam2.yaml`. Merged:
+the authors' Hugging Face folder itself, with the connector and SAM-2 beside its weights.
 """
 
 import json
@@ -63,7 +63,7 @@ def run(request: ExportRequest, console: Console | None = None, shard_bytes: int
     with new_directory(request.out, overwrite=request.overwrite) as folder:
         vlm = folder if request.merge_adapter else folder / "vlm"
         vlm.mkdir(exist_ok=True)
-        total = sum(x.size * x.dtype.itemsize for x in model.stored.values())
+        total = sum(x.size * x.dtype.itemsize for x in model.stored.values()) + model.carried_bytes()
         with byte_progress("exporting", total, console) as progress:
             _write_connector(model, folder, progress)
             _write_sam2(model, folder, progress)
@@ -95,6 +95,9 @@ class _Model:
     def carried(self, name: str) -> Path | None:
         file = self.directory / CARRIED / name
         return file if file.is_file() else None
+
+    def carried_bytes(self) -> int:
+        return sum(file.stat().st_size for file in (self.directory / CARRIED).glob("*.safetensors"))
 
     def read(self, path: str) -> np.ndarray:
         return read_parameter(self.directory, path)
@@ -148,17 +151,13 @@ def _write_adapter(model: _Model, folder: Path, names: str, progress: Callable[[
     entries = expand(adapter.rules(model.config.adapter, model.config.text.num_hidden_layers))
     weights = model.weights("adapter", entries)
     spelt = {
-        "published": [str],
+        "published": [adapter.stored_name],
         "current": [adapter.current_name],
-        "both": [str, adapter.current_name],
+        "both": [adapter.stored_name, adapter.current_name],
     }[names]
-    infos = {
-        adapter.PREFIX + spell(name): (info.shape, info.dtype)
-        for name, info in weights.infos.items()
-        for spell in spelt
-    }
+    infos = {spell(name): (info.shape, info.dtype) for name, info in weights.infos.items() for spell in spelt}
     pairs = _counted(weights.stream(), progress)
-    renamed = ((adapter.PREFIX + spell(name), array) for name, array in pairs for spell in spelt)
+    renamed = ((spell(name), array) for name, array in pairs for spell in spelt)
     write_safetensors(folder / adapter.FILE_NAMES[0], infos, renamed)
     text = adapter.config_text(model.config.adapter, model.carried(adapter.CONFIG_NAME), "../vlm")
     (folder / adapter.CONFIG_NAME).write_text(text)

@@ -1,4 +1,4 @@
-"""The `config.json` of an exported Qwen2-VL: the one it came with where it is carried, else written from the geometry."""
+"""The `config.json` of an exported Qwen2-VL: the one it came with, or one written from the geometry."""
 
 import copy
 import json
@@ -18,11 +18,11 @@ def vlm_config(config: VirtueConfig, carried: Path | None, dtype: str, *, merged
                 place[key] = dtype
     if merged or "virtue_sam" in values or config.points_per_side != _default_points():
         values["virtue_sam"] = {
+            "feature_levels": 2,
+            **values.get("virtue_sam", {}),
             "enabled": True,
             "config_path": "sam2.yaml",
             "checkpoint": "sam2.pt",
-            "feature_levels": 2,
-            **values.get("virtue_sam", {}),
             "points_per_side": config.points_per_side,
         }
     return values
