@@ -1,4 +1,4 @@
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 setup(
     name="virtue_jax",
@@ -6,7 +6,7 @@ setup(
     description="VIRTUE (Visual-InteRactive Text-Image Universal Embedder) in JAX/Flax, for TPU pods and GPUs",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["virtue_jax*", "converters*", "configs*"]),
+    packages=find_namespace_packages(include=["virtue_jax*", "converters*", "configs*"]),
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -1,5 +1,6 @@
 """The loader: which rows a batch holds, that it resumes to the bit, and that processes share the work."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from virtue_jax.data.pack import row_shape
 from virtue_jax.data.pairs import content_id
 from virtue_jax.data.scar import ScarTraining
 from virtue_jax.data.scenes import write_scenes
+from virtue_jax.data.shared_images import SharedImages
 from virtue_jax.data.tokens import Tokenizer
 
 
@@ -258,3 +260,29 @@ def test_worker_processes_give_the_same_batches_from_a_plain_script(golden, tmp_
         timeout=120,
     )
     assert done.stdout.strip().endswith("equal"), done.stderr[-2000:]
+
+
+def test_queries_on_one_image_share_a_row_and_none_is_lost(tmp_path, encoder):
+    write_scenes(tmp_path, train=5, eval=0, seed=0, width=(64, 64), height=(64, 64), objects=(2, 5))
+    scar = ScarTraining(tmp_path)
+    source = SharedImages(scar, 3)
+    assert sorted(row for group in source.groups for row in group) == list(range(len(scar)))
+    assert all(len({pair.query.images for pair in source[i]}) == 1 for i in range(len(source)))
+    encoded = [encoder.encode(pair.query) for pair in source[0]]
+    shape = row_shape([encoded * 3], slots=8)
+    shape = dataclasses.replace(shape, examples=3, prompts=3)
+    loader = training_loader(
+        source,
+        encoder,
+        query_shape=shape,
+        target_shape=RowShape(slots=48),
+        global_batch=len(source),
+        seed=0,
+        negatives=1,
+    )
+    batch = next(loader)
+    assert batch.queries.valid.sum() == len(scar) and batch.targets.valid.sum() == 2 * len(scar)
+    assert batch.targets.pair.shape == (len(source) * 3 * 2, 1)
+    queries = batch.queries.pair[batch.queries.valid]
+    assert set(queries.tolist()) <= set(batch.targets.pair[batch.targets.valid].tolist())
+    assert (batch.queries.patch_segments.max(axis=1) == 1).all()

@@ -75,15 +75,18 @@ class ExampleEncoder:
         self.config = config if compat is None else dataclasses.replace(config, compat=compat)
         self.tokenizer = tokenizer
 
-    def encode(self, example: Example, *, segmentation: bool = True) -> EncodedExample:
+    def encode(
+        self, example: Example, *, segmentation: bool = True, shared: dict[str, EncodedImage] | None = None
+    ) -> EncodedExample:
         """Reads and prepares everything of an example. Without `segmentation`: the plain Qwen2-VL embedder of the same
-        text (a prompt is still checked, and its coordinates still written by the template).
+        text (a prompt is still checked, and its coordinates still written by the template). shared: images by key that
+        earlier calls prepared and later ones may take; given the same dict, examples of one row read an image once.
 
         Raises:
             InvalidExample: whatever is wrong with the images, the prompt or the text; names `example.origin`.
         """
         compat = self.config.compat
-        images, order = self._images(example, segmentation)
+        images, order = self._images(example, segmentation, {} if shared is None else shared)
         size = images[0].size if images else None
         prompt = self._prompt(example, size) if images else None
         tokens, spans = self._tokens(example, size, [images[i] for i in order])
@@ -122,15 +125,16 @@ class ExampleEncoder:
             origin=example.origin,
         )
 
-    def _images(self, example: Example, segmentation: bool) -> tuple[tuple[EncodedImage, ...], list[int]]:
+    def _images(self, example: Example, segmentation: bool, shared: dict) -> tuple[tuple[EncodedImage, ...], list[int]]:
         """The example's distinct images, and for each place in `example.images` which of them stands there."""
         keys = [image_key(source) for source in example.images]
         distinct = list(dict.fromkeys(keys))
-        images = []
         for number, key in enumerate(distinct):
-            source = example.images[keys.index(key)]
-            images.append(self._image(source, key, example.origin, segmentation and number == 0))
-        return tuple(images), [distinct.index(key) for key in keys]
+            with_sam = segmentation and number == 0
+            if key not in shared or (with_sam and shared[key].sam is None):
+                source = example.images[keys.index(key)]
+                shared[key] = self._image(source, key, example.origin, with_sam)
+        return tuple(shared[key] for key in distinct), [distinct.index(key) for key in keys]
 
     def _image(self, source, key: str, origin: str, with_sam: bool) -> EncodedImage:
         pixels = load_image(source, origin)

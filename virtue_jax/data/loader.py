@@ -20,11 +20,14 @@ ENDLESS = 1 << 40  # batches; more than any run will see, and safely within what
 
 
 class PairSource(Protocol):
-    """Random access to training pairs: `ScarTraining`, `JsonlTraining`, or anything with these two methods."""
+    """Random access to training pairs: `ScarTraining`, `JsonlTraining`, or anything with these two methods.
+
+    An element may also be several pairs, whose queries then share a row (`SharedImages`).
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> TrainingPair: ...
+    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]: ...
 
 
 class TrainingLoader(Iterator[TrainingBatch]):
@@ -99,7 +102,7 @@ def training_loader(
     Args:
         source: one source, or a list or tuple of several to mix.
         query_shape, target_shape: capacities of the rows.
-        global_batch: pairs per batch over all processes; this process gets `global_batch / shard[1]` of them.
+        global_batch: query rows per batch over all processes; this process gets `global_batch / shard[1]` of them.
         seed: of the order and of the choice of negatives.
         negatives: hard negatives per pair; of a pair that has more, others are drawn each time.
         shard: (this process, number of processes). Processes get consecutive parts of each global batch.

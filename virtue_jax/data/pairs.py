@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from virtue_jax.batch import QUERY, TARGET, Batch, RowShape
-from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.encode import EncodedImage, ExampleEncoder
 from virtue_jax.data.example import Example, TrainingPair
 from virtue_jax.data.pack import pack_rows
 
@@ -16,8 +16,9 @@ from virtue_jax.data.pack import pack_rows
 class TrainingBatch(NamedTuple):
     """One process's part of a global batch: a row group of queries and a row group of targets.
 
-    Each pair gives a query row and `1 + negatives` target rows, the positive first; places without a hard negative are
-    empty rows (valid False). Pair ids are `content_id`s.
+    Query row r holds the queries of the r-th element drawn from the source. Each pair has `1 + negatives` target rows,
+    the positive first; places without a hard negative, or without a pair, are empty rows (valid False). Pair ids are
+    `content_id`s.
     """
 
     queries: Batch
@@ -34,29 +35,38 @@ class PairPacker:
     negatives: int = 0
     seed: int = 0
 
-    def pack(self, pairs: Sequence[TrainingPair], first: int = 0) -> TrainingBatch:
-        """`first`: place of the first pair in the endless order, which decides the negatives drawn."""
+    def pack(self, elements: Sequence[TrainingPair | Sequence[TrainingPair]], first: int = 0) -> TrainingBatch:
+        """elements: pairs, or groups of pairs whose queries share a row. `first`: place of the first one in the endless
+        order, which decides the negatives drawn."""
         queries, targets = [], []
-        for place, pair in enumerate(pairs, start=first):
-            queries.append([(pair.query, content_id(pair.positive))])
-            chosen = [pair.positive, *self._draw(pair.negatives, place)]
-            targets += [[(example, content_id(example))] for example in chosen]
-            targets += [[]] * (1 + self.negatives - len(chosen))
+        for place, element in enumerate(elements, start=first):
+            pairs = [element] if isinstance(element, TrainingPair) else list(element)
+            queries.append([(pair.query, content_id(pair.positive)) for pair in pairs])
+            row_targets = []
+            for number, pair in enumerate(pairs):
+                chosen = [pair.positive, *self._draw(pair.negatives, (place, number))]
+                row_targets += [[(example, content_id(example))] for example in chosen]
+            room = self.query_shape.examples * (1 + self.negatives)
+            targets += row_targets + [[]] * (room - len(row_targets))
         return TrainingBatch(
             self._rows(queries, self.query_shape, QUERY),
             self._rows(targets, self.target_shape, TARGET),
         )
 
-    def _draw(self, negatives: Sequence[Example], place: int) -> list[Example]:
+    def _draw(self, negatives: Sequence[Example], place: tuple[int, int]) -> list[Example]:
         if len(negatives) <= self.negatives:
             return list(negatives)
-        order = np.random.default_rng([self.seed, place]).permutation(len(negatives))
+        order = np.random.default_rng([self.seed, *place]).permutation(len(negatives))
         return [negatives[i] for i in sorted(order[: self.negatives].tolist())]
 
     def _rows(self, rows: Sequence[Sequence[tuple[Example, int]]], shape: RowShape, side: int) -> Batch:
         config = self.encoder.config
+        encoded = []
+        for row in rows:
+            shared: dict[str, EncodedImage] = {}
+            encoded.append([self.encoder.encode(example, shared=shared) for example, _ in row])
         return pack_rows(
-            [[self.encoder.encode(example) for example, _ in row] for row in rows],
+            encoded,
             shape,
             segmentation_tokens=config.segmentation_tokens,
             sam_size=config.sam2.image_size,

@@ -96,6 +96,19 @@ class _ScarRows:
             )
         return str(path)
 
+    def box(self, row: int) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2) of a row's object, without reading the rest of the row."""
+        table, number = self.locate(row)
+        return object_box(table.column("bbox")[number].as_py(), table.origin(number))
+
+    def rows_by_image(self) -> dict[tuple[str, str], list[int]]:
+        """(file, image path) -> the rows that ask about this image: where the other objects of an image are found."""
+        rows: dict[tuple[str, str], list[int]] = {}
+        for table, start in zip(self.tables, self._starts.tolist(), strict=False):
+            for number, path in enumerate(table.column("qry_image_path").to_pylist()):
+                rows.setdefault((table.path.name, path), []).append(start + number)
+        return rows
+
 
 class ScarTraining(_ScarRows):
     """SCaR-Train rows as training pairs; `source[row]` reads no pixels unless a mask is asked for.
@@ -198,14 +211,6 @@ class ScarEvaluation(_ScarRows):
             dataset=dataset_name(table.path),
             row=row,
         )
-
-    def rows_by_image(self) -> dict[tuple[str, str], list[int]]:
-        """(file, image path) -> the rows that ask about this image: where another object's prompt can be found."""
-        rows: dict[tuple[str, str], list[int]] = {}
-        for table, start in zip(self.tables, self._starts.tolist(), strict=False):
-            for number, path in enumerate(table.column("qry_image_path").to_pylist()):
-                rows.setdefault((table.path.name, path), []).append(start + number)
-        return rows
 
 
 def dataset_name(path: Path) -> str:

@@ -16,9 +16,9 @@ from virtue_jax.parallel.mesh import data_mesh, put_rows, replicated
 from virtue_jax.train.checkpoints import RunCheckpoints, abstract_like
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.metrics import MetricsLog
+from virtue_jax.train.setup import TrainSetup, setup
 from virtue_jax.train.sources import make_loader, open_source
 from virtue_jax.train.start import StartingModel, load_starting_model
-from virtue_jax.train.setup import TrainSetup, setup
 from virtue_jax.train.step import TrainState
 from virtue_jax.train.summary import print_summary
 

@@ -7,6 +7,7 @@ from virtue_jax.data.encode import ExampleEncoder
 from virtue_jax.data.jsonl import JsonlTraining
 from virtue_jax.data.loader import PairSource, TrainingLoader, training_loader
 from virtue_jax.data.scar import ScarTraining
+from virtue_jax.data.shared_images import SharedImages
 from virtue_jax.data.tokens import Tokenizer
 from virtue_jax.train.config import DataConfig, TrainConfig
 
@@ -20,7 +21,8 @@ def open_source(config: DataConfig, seed: int) -> PairSource:
     if config.kind != "scar":
         raise ValueError(f"data.kind {config.kind!r} is not one of scar, jsonl")
     weights = {"box": config.box_weight, "point": config.point_weight, "mask": config.mask_weight}
-    return ScarTraining(config.path, image_root=config.image_root or None, prompts=weights, seed=seed)
+    rows = ScarTraining(config.path, image_root=config.image_root or None, prompts=weights, seed=seed)
+    return SharedImages(rows, config.queries.examples) if config.queries.examples > 1 else rows
 
 
 def make_loader(config: TrainConfig, source: PairSource, virtue: VirtueConfig, tokenizer: Tokenizer) -> TrainingLoader:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from virtue_jax.checkpoint import companions, load_config, load_model
 from virtue_jax.config import TextConfig, VirtueConfig
+from virtue_jax.data.example import TrainingPair
 from virtue_jax.data.fresh_tokenizer import train_tokenizer
 from virtue_jax.data.loader import PairSource
 from virtue_jax.data.tokens import Tokenizer
@@ -73,8 +74,9 @@ def _from_scratch(config: TrainConfig, source: PairSource, workdir: Path) -> Sta
 def _texts(source: PairSource):
     step = max(1, len(source) // _TOKENIZER_ROWS)
     for row in range(0, len(source), step):
-        pair = source[row]
-        yield from (example.text for example in (pair.query, pair.positive, *pair.negatives))
+        element = source[row]
+        for pair in [element] if isinstance(element, TrainingPair) else element:
+            yield from (example.text for example in (pair.query, pair.positive, *pair.negatives))
 
 
 def _with_vocabulary(text: TextConfig, tokenizer: Tokenizer) -> TextConfig:
