@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", default=(480, 480), help="pixels, a range (default 480 480)", **pair)
     parser.add_argument("--objects", default=(3, 6), help="per image, a range (default 3 6)", **pair)
     for name, table in (("kinds", KINDS), ("colours", COLOURS), ("textures", TEXTURES), ("backgrounds", SCENES)):
-        parser.add_argument(f"--{name}", type=int, default=len(table), help=f"how many {name} (default all {len(table)})")
+        parser.add_argument(
+            f"--{name}", type=int, default=len(table), help=f"how many {name} (default all {len(table)})"
+        )
     parser.add_argument("--frame-relations", action="store_true", help="relations to the frame alone, not to objects")
     return parser
