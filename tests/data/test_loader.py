@@ -275,7 +275,7 @@ def test_queries_on_one_image_share_a_row_and_none_is_lost(tmp_path, encoder):
         source,
         encoder,
         query_shape=shape,
-        target_shape=RowShape(slots=48),
+        target_shape=RowShape(slots=64),
         global_batch=len(source),
         seed=0,
         negatives=1,
