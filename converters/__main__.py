@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0, or 1 after printing what is wrong."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax; what it reports as errors is raised too
     try:
         _COMMANDS[command](arguments)
     except (ValueError, OSError) as error:

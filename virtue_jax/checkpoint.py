@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from virtue_jax.config import Numerics, VirtueConfig, from_dict, to_dict
-from virtue_jax.lazy_write import LazyArray, lazy_registry
+from virtue_jax.lazy_write import LazyArray, LazyArrayHandler, lazy_registry
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.new_directory import new_directory
@@ -85,7 +85,8 @@ def save_model(
 
 def _write_params(folder: Path, params: Mapping[str, Any], progress: Callable[[int], None] | None) -> None:
     tree = {path: LazyArray.of(x) if isinstance(x, np.ndarray) else x for path, x in params.items()}
-    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, type_handler_registry=lazy_registry(progress))
+    lazy = LazyArrayHandler(progress)
+    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, type_handler_registry=lazy_registry(lazy))
     # A stacked parameter is written layer by layer, so a chunk must not span layers.
     save_args = {
         path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if getattr(x, "step", 0) == 1 else ())
@@ -94,12 +95,11 @@ def _write_params(folder: Path, params: Mapping[str, Any], progress: Callable[[i
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=save_args))
-    except ValueError as error:
-        if any(
-            sign in str(error) for sign in ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Error writing")
-        ):
-            raise OSError(f"cannot write {folder}: is the disk full? ({str(error).splitlines()[0]})") from error
-        raise
+    except Exception as error:
+        # What went wrong first explains the rest.
+        raise lazy.failure or OSError(f"cannot write {folder}: {_first_line(error)}") from error
+    if lazy.failure is not None:
+        raise lazy.failure
 
 
 def read_head(directory: str | os.PathLike) -> dict:

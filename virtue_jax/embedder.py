@@ -93,7 +93,7 @@ class Embedder:
 
     def _encode(self, example: Example | Mapping, index: int, segmentation: bool) -> EncodedExample:
         if not isinstance(example, Example):
-            example = parse_example(example, base=Path(), origin=f"example {index}")
+            example = parse_example(example, Path(), f"example {index}")
         return self._encoder.encode(example, segmentation=segmentation)
 
     def _embed_rows(self, encoded: list[EncodedExample], shape: RowShape) -> np.ndarray:

@@ -40,27 +40,45 @@ class LazyArray:
 
 
 class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
-    """Writes `LazyArray`s as Orbax writes numpy arrays (and restores them as such), one block after the other."""
+    """Writes `LazyArray`s as Orbax writes numpy arrays (and restores them as such), one block after the other.
+
+    failure: the first error, or None. It is kept here rather than raised, because Orbax writes from several threads
+    and prints the trace of each; the writing ends early, and the caller raises it.
+    """
 
     def __init__(self, progress: Callable[[int], None] | None = None):
         super().__init__(deepcopy_host_arrays=False)
+        self.failure: Exception | None = None
         self._progress = progress or (lambda written: None)
         self._turn = asyncio.Lock()
 
     async def _open_and_write(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
         async with self._turn:
-            store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-            rows = _rows_per_block(value, store.chunk_layout.write_chunk.shape[0])
-            written = None
-            for begin in range(0, value.shape[0], rows):
-                end = min(begin + rows, value.shape[0])
-                block = value.read(begin, end)
-                if written is not None:
-                    await written
-                written = store[begin:end].write(block, can_reference_source_data_indefinitely=True)
-                self._progress(block.nbytes)
-                del block
-            await written
+            if self.failure is None:
+                try:
+                    await self._write_blocks(value, tspec, ts_context)
+                except Exception as error:
+                    self.failure = error
+
+    async def _write_blocks(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
+        store = await _written(ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context))
+        rows = _rows_per_block(value, store.chunk_layout.write_chunk.shape[0])
+        pending = None
+        for begin in range(0, value.shape[0], rows):
+            block = value.read(begin, min(begin + rows, value.shape[0]))
+            if pending is not None:
+                await _written(pending)
+            pending = store[begin : begin + len(block)].write(block, can_reference_source_data_indefinitely=True)
+            self._progress(block.nbytes)
+            del block
+        await _written(pending)
+
+
+async def _written(operation):
+    try:
+        return await operation
+    except ValueError as error:  # what tensorstore raises, whatever the operating system said
+        raise OSError(f"cannot write: is the disk full? ({str(error).splitlines()[0]})") from error
 
 
 def _rows_per_block(value: LazyArray, chunk_rows: int) -> int:
@@ -70,9 +88,9 @@ def _rows_per_block(value: LazyArray, chunk_rows: int) -> int:
     return int(least * max(_BLOCK_BYTES // int(least * row_bytes), 1))
 
 
-def lazy_registry(progress: Callable[[int], None] | None = None) -> ocp.type_handlers.TypeHandlerRegistry:
-    """Orbax's handlers for jax arrays and for `LazyArray`; `progress` gets the bytes written since its last call."""
+def lazy_registry(handler: LazyArrayHandler) -> ocp.type_handlers.TypeHandlerRegistry:
+    """Orbax's handlers for jax arrays and for `LazyArray`."""
     return ocp.type_handlers.create_type_handler_registry(
-        (LazyArray, LazyArrayHandler(progress)),
+        (LazyArray, handler),
         (jax.Array, ocp.type_handlers.ArrayHandler()),
     )

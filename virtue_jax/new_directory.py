@@ -17,18 +17,20 @@ def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> I
     Raises:
         FileExistsError: `directory` is there, not empty, and `overwrite` is false.
     """
-    refuse_occupied(directory, overwrite=overwrite)
     final = Path(directory).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
+    refuse_occupied(final, overwrite=overwrite)
     temporary = final.with_name(f".{final.name}.incomplete.{socket.gethostname()}.{os.getpid()}")
     try:
         temporary.mkdir()
         yield temporary
         _sync(temporary)
         _put_in_place(temporary, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(f"{final} was not written: {error}") from error
         raise
 
 
@@ -57,11 +59,16 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def _remove_leftovers(final: Path) -> None:
-    prefix = f".{final.name}.incomplete.{socket.gethostname()}."
-    for leftover in final.parent.glob(f"{prefix}*"):
-        owner = leftover.name.removeprefix(prefix)
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(leftover, ignore_errors=True)
+    for state in ("replaced", "incomplete"):
+        prefix = f".{final.name}.{state}.{socket.gethostname()}."
+        for leftover in (path for path in final.parent.iterdir() if path.name.startswith(prefix)):
+            owner = leftover.name.removeprefix(prefix)
+            if not owner.isdigit() or _alive(int(owner)):
+                continue
+            if state == "replaced" and not final.exists():
+                os.rename(leftover, final)  # killed between the two renames of `_put_in_place`
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -28,7 +28,7 @@ def read_examples(path: str | os.PathLike) -> Iterator[Example]:
     path = Path(path)
     for number, line in enumerate(_lines(path), start=1):
         origin = f"{path}:{number}"
-        yield _example(_parse(line, origin), path.parent, origin)
+        yield parse_example(_parse(line, origin), path.parent, origin)
 
 
 class JsonlTraining:
@@ -71,9 +71,9 @@ class JsonlTraining:
             raise InvalidExample(f"{origin}: negatives is {_shown(negatives)}; expected a list of objects")
         folder = self.path.parent
         return TrainingPair(
-            _example(record["query"], folder, f"{origin} query"),
-            _example(record["positive"], folder, f"{origin} positive"),
-            tuple(_example(value, folder, f"{origin} negatives[{i}]") for i, value in enumerate(negatives)),
+            parse_example(record["query"], folder, f"{origin} query"),
+            parse_example(record["positive"], folder, f"{origin} positive"),
+            tuple(parse_example(value, folder, f"{origin} negatives[{i}]") for i, value in enumerate(negatives)),
         )
 
 
@@ -121,7 +121,12 @@ def _check_keys(record: object, known: tuple[str, ...], origin: str) -> None:
         raise InvalidExample(f"{origin}: unknown keys {unknown}; known are {', '.join(known)}")
 
 
-def _example(record: object, folder: Path, origin: str) -> Example:
+def parse_example(record: object, folder: Path, origin: str) -> Example:
+    """One record of the embedding input as an Example; relative paths are relative to `folder`.
+
+    Raises:
+        InvalidExample: unknown keys, wrong types or values; names `origin`, the key and what was expected.
+    """
     _check_keys(record, _EXAMPLE_KEYS, origin)
     images = record.get("image", [])
     images = images if isinstance(images, list) else [images]

@@ -88,7 +88,7 @@ class Virtue(nnx.Module):
 
 
 def _flat(x):
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # not -1: there may be no prompt point at all
 
 
 def _place(inputs, tokens, slot):
