@@ -19,13 +19,12 @@ from rich.console import Console
 
 from converters import adapter, connector, hf_config, qwen2_vl, sam2
 from converters.errors import CheckpointError, refuse
-from converters.plan import target_shapes
 from converters.progress import byte_progress
 from converters.rules import Entry, expand
 from converters.safetensors_file import SafetensorsFile, TensorInfo, write_safetensors
 from converters.sam2_yaml import sam2_yaml
 from converters.torch_file import save_torch
-from virtue_jax.checkpoint import CARRIED, load_config, read_parameter, stored_parameters
+from virtue_jax.checkpoint import CARRIED, load_config, parameter_shapes, read_parameter, stored_parameters
 from virtue_jax.config import VirtueConfig
 from virtue_jax.models.lora import merged_kernel
 from virtue_jax.new_directory import new_directory
@@ -80,7 +79,7 @@ class _Model:
         self.directory = directory
         self.config: VirtueConfig = load_config(directory)
         self.stored = stored_parameters(directory)
-        shapes = target_shapes(self.config)
+        shapes = parameter_shapes(self.config)
         problems = [
             f"{directory}: missing parameter {path} {shapes[path]}" for path in sorted(set(shapes) - set(self.stored))
         ]

@@ -59,7 +59,7 @@ def _from_geometry(config: VirtueConfig) -> dict:
             "hidden_size": vision.hidden_size,
             "in_chans": vision.in_channels,
             "in_channels": vision.in_channels,
-            "mlp_ratio": vision.mlp_ratio,
+            "mlp_ratio": int(vision.mlp_ratio) if vision.mlp_ratio == int(vision.mlp_ratio) else vision.mlp_ratio,
             "num_heads": vision.num_heads,
             "patch_size": vision.patch_size,
             "spatial_merge_size": vision.spatial_merge_size,

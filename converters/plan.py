@@ -6,18 +6,12 @@ from converters.errors import CheckpointError
 from converters.foreign import Component, ForeignVirtue, tied_head_problems
 from converters.rules import FLOATS, Entry, cover
 from converters.sam2 import incomplete
-from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.checkpoint import parameter_shapes
 from virtue_jax.lazy_write import LazyArray
-from virtue_jax.models.parameters import abstract_virtue, parameters
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 _BLOCK = 1 << 24
-
-
-def target_shapes(config: VirtueConfig) -> dict[str, tuple[int, ...]]:
-    """{dotted path: shape} of the model that `config` describes."""
-    return {path: tuple(x.shape) for path, x in parameters(abstract_virtue(config, Numerics())).items()}
 
 
 def check(virtue: ForeignVirtue, dtype: str) -> dict[str, list[str]]:
@@ -27,7 +21,7 @@ def check(virtue: ForeignVirtue, dtype: str) -> dict[str, list[str]]:
         CheckpointError: whatever is missing, extra, misshapen, of a wrong dtype, or (then) not finite, all named.
     """
     problems, carried = [], {}
-    targets = target_shapes(virtue.config)
+    targets = parameter_shapes(virtue.config)
     for component in virtue.components:
         mine = {path: shape for path, shape in targets.items() if component_of(path) == component.name}
         found, names = cover(
@@ -59,7 +53,7 @@ def lazy_parameters(virtue: ForeignVirtue, dtype: str) -> dict[str, LazyArray]:
 
     Reading raises `CheckpointError` for a tensor that is not finite.
     """
-    shapes = target_shapes(virtue.config)
+    shapes = parameter_shapes(virtue.config)
     return {
         entry.target: lazy(component, entry, shapes[entry.target], dtype)
         for component in virtue.components

@@ -8,12 +8,14 @@
 Arrays are written one block at a time, so that a conversion never holds more than about one tensor.
 """
 
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,7 +68,7 @@ def save_model(
     """
     _refuse_misfit(
         {path: tuple(x.shape) for path, x in params.items()},
-        {path: tuple(x.shape) for path, x in parameters(abstract_virtue(config, Numerics())).items()},
+        parameter_shapes(config),
         "the parameters given",
     )
     with new_directory(directory, overwrite=overwrite) as folder:
@@ -212,6 +214,13 @@ def companions(directory: str | os.PathLike) -> dict[str, list[Path]]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CONFIG_FILE)
     carried = sorted((folder / CARRIED).iterdir()) if (folder / CARRIED).is_dir() else []
     return {"files": files, "carried": carried}
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: VirtueConfig) -> Mapping[str, tuple[int, ...]]:
+    """{dotted path: shape} of the model that `config` describes."""
+    shapes = {path: tuple(x.shape) for path, x in parameters(abstract_virtue(config, Numerics())).items()}
+    return MappingProxyType(shapes)
 
 
 def _params_folder(directory: str | os.PathLike) -> Path:
