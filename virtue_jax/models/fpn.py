@@ -6,6 +6,10 @@ from flax import nnx
 from virtue_jax.config import Numerics
 from virtue_jax.models.layers import Linear
 
+# The trunk's output is not normalised. A map of unit size or more would drown what a prompt adds to it in an untrained
+# decoder, and training from scratch would not find the prompt for a long time.
+GAIN = 0.2
+
 
 class FpnNeck(nnx.Module):
     """1x1 convolutions and a nearest-neighbour top-down sum. `convs` are in SAM-2's order: 0 = coarsest level."""
@@ -16,7 +20,7 @@ class FpnNeck(nnx.Module):
             raise ValueError(
                 f"FPN: fpn_top_down_levels {beyond} do not exist, the trunk has levels 0 .. {len(dims) - 1}"
             )
-        self.convs = nnx.List(Linear(dim, d_model, numerics=numerics, rngs=rngs) for dim in reversed(dims))
+        self.convs = nnx.List(Linear(dim, d_model, numerics=numerics, rngs=rngs, gain=GAIN) for dim in reversed(dims))
         self.top_down = top_down
 
     def __call__(self, maps):

@@ -13,8 +13,11 @@ from virtue_jax.config import Numerics
 class Linear(nnx.Module):
     """y = x @ kernel + bias; kernel[in, out]. `key` is for adapters that drop out (`models/lora.py`); unused here."""
 
-    def __init__(self, d_in: int, d_out: int, *, numerics: Numerics, rngs: nnx.Rngs, use_bias: bool = True):
-        init = nnx.initializers.lecun_normal()
+    def __init__(
+        self, d_in: int, d_out: int, *, numerics: Numerics, rngs: nnx.Rngs, use_bias: bool = True, gain: float = 1.0
+    ):
+        # `gain`: standard deviation of the outputs for unit inputs, when untrained.
+        init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
         self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out), jnp.dtype(numerics.params)))
         self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params))) if use_bias else None
         self.numerics = numerics

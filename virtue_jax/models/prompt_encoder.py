@@ -11,6 +11,7 @@ from virtue_jax.models.connector import StridedConv
 from virtue_jax.models.layers import LayerNorm, Linear, gelu
 
 POINT_KINDS = 4  # negative point, positive point, top-left corner, bottom-right corner
+MASK_GAIN = 3.0  # untrained: a mask's inside and outside differ by about as much as places of the image do
 
 
 class MaskDownscaling(nnx.Module):
@@ -22,7 +23,7 @@ class MaskDownscaling(nnx.Module):
         self.norm1 = LayerNorm(channels // 4, numerics=numerics)
         self.conv2 = StridedConv(channels // 4, channels, 2, numerics=numerics, rngs=rngs)
         self.norm2 = LayerNorm(channels, numerics=numerics)
-        self.conv3 = Linear(channels, config.d_model, numerics=numerics, rngs=rngs)
+        self.conv3 = Linear(channels, config.d_model, numerics=numerics, rngs=rngs, gain=MASK_GAIN)
 
     def __call__(self, masks):
         """masks[B, 4h, 4w] -> [B, h, w, D]."""

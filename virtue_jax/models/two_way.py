@@ -12,13 +12,21 @@ NORM_EPS = 1e-5  # PyTorch's default, unlike the rest of SAM-2
 
 
 class DownscaledAttention(nnx.Module):
-    """Multi-head attention whose inner width is `d_inner`."""
+    """Multi-head attention whose inner width is `d_inner`.
 
-    def __init__(self, dim: int, d_inner: int, heads: int, *, numerics: Numerics, rngs: nnx.Rngs):
+    aligned: queries and keys start from one projection, so that an untrained prompt token and the image places at its
+    position already match (both carry the same Fourier features), where two random projections would not.
+    """
+
+    def __init__(
+        self, dim: int, d_inner: int, heads: int, *, numerics: Numerics, rngs: nnx.Rngs, aligned: bool = False
+    ):
         if d_inner % heads:
             raise ValueError(f"two-way transformer: {heads} heads do not divide the inner width {d_inner}")
         self.q_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
         self.k_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
+        if aligned:
+            self.k_proj.kernel = nnx.Param(self.q_proj.kernel[...])
         self.v_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
         self.out_proj = Linear(d_inner, dim, numerics=numerics, rngs=rngs)
         self.heads = heads
@@ -49,9 +57,13 @@ class TwoWayBlock(nnx.Module):
         dim, heads = config.d_model, config.decoder_heads
         inner = dim // config.attention_downsample_rate
         self.self_attn = DownscaledAttention(dim, dim, heads, numerics=numerics, rngs=rngs)
-        self.cross_attn_token_to_image = DownscaledAttention(dim, inner, heads, numerics=numerics, rngs=rngs)
+        self.cross_attn_token_to_image = DownscaledAttention(
+            dim, inner, heads, numerics=numerics, rngs=rngs, aligned=True
+        )
         self.mlp = Mlp(dim, config.decoder_mlp_dim, jax.nn.relu, numerics=numerics, rngs=rngs)
-        self.cross_attn_image_to_token = DownscaledAttention(dim, inner, heads, numerics=numerics, rngs=rngs)
+        self.cross_attn_image_to_token = DownscaledAttention(
+            dim, inner, heads, numerics=numerics, rngs=rngs, aligned=True
+        )
         self.norm1 = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)
         self.norm2 = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)
         self.norm3 = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)
@@ -87,7 +99,7 @@ class TwoWayTransformer(nnx.Module):
             TwoWayBlock(config, i == 0, numerics=numerics, rngs=rngs) for i in range(config.decoder_depth)
         )
         self.final_attn_token_to_image = DownscaledAttention(
-            dim, inner, config.decoder_heads, numerics=numerics, rngs=rngs
+            dim, inner, config.decoder_heads, numerics=numerics, rngs=rngs, aligned=True
         )
         self.norm_final_attn = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)
 
