@@ -1,5 +1,4 @@
-"""Fixtures that every test may use. The golden arrays are found in tests/golden (a subset that travels with the
-repository) or where VIRTUE_GOLDEN points (the whole set)."""
+"""Fixtures that every test may use."""
 
 import os
 from pathlib import Path
@@ -8,8 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-
-GOLDEN = Path(os.environ.get("VIRTUE_GOLDEN", Path(__file__).parent / "golden"))
+from golden_files import GOLDEN
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """The tiny golden model's config and tokenizer, and images as encoded bytes, for the tests of the data pipeline."""
 
 import io
-import json
 from pathlib import Path
 
+import golden_files
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,12 +13,12 @@ from virtue_jax.data.tokens import Tokenizer
 
 
 @pytest.fixture(scope="session")
-def arrays(golden: Path):
+def arrays():
     """Loads one golden file by name: a dict of arrays, or the parsed JSON."""
 
     def load(name: str):
-        path = golden / "tiny" / "golden" / name
-        return json.loads(path.read_text()) if path.suffix == ".json" else dict(np.load(path))
+        file = Path(name)
+        return golden_files.facts(file.stem) if file.suffix == ".json" else golden_files.arrays(file.stem)
 
     return load
 

@@ -1,14 +1,13 @@
 """Vision tower and language model against the arrays of the original PyTorch implementation, both behaviours."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from flax import nnx
+from golden_files import TINY, arrays, facts, stems
 from qwen_checkpoint import load_qwen, pack_images
 
 from virtue_jax.config import HieraConfig, Sam2Config, VirtueConfig
@@ -17,10 +16,8 @@ from virtue_jax.ops.rotary import patch_angles
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-TINY = GOLDEN / "tiny"
-ARRAYS = TINY / "golden"
-RELEASED = sorted(p.stem for p in ARRAYS.glob("case_*.npz"))
-PAPER = sorted(p.stem for p in ARRAYS.glob("paper_*.npz") if p.stem != "paper_train")
+RELEASED = stems("case_*")
+PAPER = [name for name in stems("paper_*") if name != "paper_train"]
 FIRST_CALL = [name for name in RELEASED if name != "case_mrope"]
 IMAGE_NAMES = ("a", "b", "c")
 EMBEDDING_TOLERANCE = 1e-5
@@ -30,16 +27,10 @@ def test_the_golden_folder_holds_cases_of_both_behaviours():
     assert RELEASED and PAPER
 
 
-@functools.cache
-def arrays(name: str) -> dict[str, np.ndarray]:
-    with np.load(ARRAYS / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
 def tolerance(name: str, stage: str) -> float:
     """Ten times what other float32 kernels and float64 move the reference itself."""
-    file = "paper_noise_floor.json" if name.startswith("paper") else "noise_floor.json"
-    return 10 * max(run[stage]["max_abs"] for run in json.loads((ARRAYS / file).read_text()).values())
+    runs = facts("paper_noise_floor" if name.startswith("paper") else "noise_floor")
+    return 10 * max(run[stage]["max_abs"] for run in runs.values())
 
 
 @functools.cache
@@ -101,7 +92,7 @@ def released_rows(name: str):
     The text rows of `mixed` are what the released code makes of them by accident: their inputs are taken as given.
     """
     case = arrays(name)
-    images = json.loads((ARRAYS / "cases.json").read_text())["cases"][name.removeprefix("case_")]["images"]
+    images = facts("cases")["cases"][name.removeprefix("case_")]["images"]
     for row, image in enumerate(images):
         if name == "case_mixed" and image is None:
             yield row, case["inputs_embeds"][row]
@@ -200,7 +191,7 @@ def test_embedding_of_the_released_first_call(name, adapted):
         np.testing.assert_allclose(embedding(hidden), expected[row], atol=EMBEDDING_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [n for n in RELEASED if "embedding_nosam" in np.load(ARRAYS / f"{n}.npz").files])
+@pytest.mark.parametrize("name", [n for n in RELEASED if "embedding_nosam" in arrays(n)])
 def test_embedding_without_segmentation(name):
     case = arrays(name)
     for row, inputs in released_rows(name):

@@ -1,7 +1,6 @@
 """SAM-2 against the arrays of the original PyTorch implementation, stage by stage, both behaviours."""
 
 import functools
-import json
 import re
 
 import jax
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
 from flax import nnx
+from golden_files import ARRAYS, TINY, arrays, facts, stems
 from sam2_from_meta import sam2_from_meta
 
 from converters.sam2 import read_geometry
@@ -21,7 +20,6 @@ from virtue_jax.models.sam2 import Sam2
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-ARRAYS = GOLDEN / "tiny" / "golden"
 IMAGES = ["a", "b", "c"]
 NOISE = [path.stem for path in ARRAYS.glob("sam_noise.npz")]  # absent from the subset in the repository
 TOKENS = 12  # static count of sparse tokens that every prompt is padded to
@@ -30,7 +28,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def cases(prefix: str) -> list[str]:
     """The cases with a visual prompt whose files are there."""
-    return sorted(p.stem for p in ARRAYS.glob(f"{prefix}_*.npz") if "sparse" in np.load(p).files)
+    return [name for name in stems(f"{prefix}_*") if "sparse" in arrays(name)]
 
 
 RELEASED, PAPER = cases("case"), cases("paper")
@@ -42,26 +40,20 @@ def test_the_golden_folder_holds_cases_of_both_behaviours():
 
 @functools.cache
 def tiny_sam2() -> Sam2:
-    source = open_source(GOLDEN / "tiny" / "sam2_tiny.pt")
-    config = read_geometry(source.infos, "sam2_tiny.pt", GOLDEN / "tiny" / "sam2_tiny.yaml")
+    source = open_source(TINY / "sam2_tiny.pt")
+    config = read_geometry(source.infos, "sam2_tiny.pt", TINY / "sam2_tiny.yaml")
     return sam2_from_meta(config, source)
-
-
-@functools.cache
-def arrays(name: str) -> dict[str, np.ndarray]:
-    with np.load(ARRAYS / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
 
 
 @functools.cache
 def tolerance(file: str, stage: str) -> float:
     """Ten times what other float32 kernels and float64 move the reference itself."""
-    runs = json.loads((ARRAYS / file).read_text()).values()
+    runs = facts(file).values()
     return 10 * max(run[stage]["max_abs"] for run in runs)
 
 
-released_tolerance = functools.partial(tolerance, "noise_floor.json")
-paper_tolerance = functools.partial(tolerance, "paper_noise_floor.json")
+released_tolerance = functools.partial(tolerance, "noise_floor")
+paper_tolerance = functools.partial(tolerance, "paper_noise_floor")
 
 
 @functools.cache
@@ -195,7 +187,7 @@ def assert_fused(out, golden: dict, sparse_atol: float, atol: float):
 @pytest.mark.parametrize("case", RELEASED)
 def test_released_prompts_agree(case):
     golden = arrays(case)
-    names = json.loads((ARRAYS / "cases.json").read_text())["cases"][case.removeprefix("case_")]["images"]
+    names = facts("cases")["cases"][case.removeprefix("case_")]["images"]
     embeds = [np.moveaxis(arrays("images")[f"{name}/image_embed"], 0, -1) for name in names if name is not None]
     points, labels = padded_prompt(golden, len(embeds))
     out = fuser()(np.stack(embeds), points, labels, None, None)
