@@ -1,13 +1,16 @@
 """Fixtures that every test may use."""
 
+import io
 import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 from golden_files import GOLDEN
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,15 @@ def tiny_model_dir(golden, tmp_path_factory):
         return made[adapter]
 
     return model_dir
+
+
+@pytest.fixture(scope="session")
+def png():
+    """uint8 array -> PNG bytes."""
+
+    def encode(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return encode

@@ -1,12 +1,10 @@
-"""The tiny golden model's config and tokenizer, and images as encoded bytes, for the tests of the data pipeline."""
+"""The tiny golden model's config and tokenizer, and an image, for the tests of the data pipeline."""
 
-import io
 from pathlib import Path
 
 import golden_files
 import numpy as np
 import pytest
-from PIL import Image
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.data.tokens import Tokenizer
@@ -46,18 +44,6 @@ def tiny_config() -> VirtueConfig:
     )
     vision = VisionConfig(depth=2, embed_dim=32, num_heads=2, hidden_size=64)
     return VirtueConfig(sam2=Sam2Config(hiera=hiera, d_model=32), vision=vision, text=text)
-
-
-@pytest.fixture(scope="session")
-def png():
-    """uint8 array -> PNG bytes."""
-
-    def encode(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    return encode
 
 
 @pytest.fixture(scope="session")
