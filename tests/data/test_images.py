@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.images import load_image, load_mask
+from virtue_jax.data.images import crop, load_image, load_mask
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -149,3 +149,14 @@ def test_unusable_masks_are_errors(tmp_path):
         load_mask(np.ones((4, 6), np.float32), (4, 6), "row 1")
     with pytest.raises(InvalidExample, match=r"row 1: mask .*none.png' does not exist"):
         load_mask(tmp_path / "none.png", (4, 6), "row 1")
+
+
+def test_a_crop_holds_the_pixels_of_the_box(noise, png):
+    cut = load_image(crop(png(noise), (10.5, 3, 30.2, 999), "row 1"), "row 1")
+    np.testing.assert_array_equal(cut, noise[3:, 10:31])
+
+
+@pytest.mark.parametrize("box", [(-9, -9, -3, -3), (90, 0, 95, 10), (5, 5, 5, 5)])
+def test_a_crop_of_nothing_names_row_box_and_size(noise, png, box):
+    with pytest.raises(InvalidExample, match=r"row 1: box \[.*\] holds no pixel .* 90x60 .*give a box"):
+        crop(png(noise), box, "row 1")

@@ -7,7 +7,7 @@ from virtue_jax.data.images import load_image
 from virtue_jax.data.scar import ScarEvaluation
 from virtue_jax.data.scenes import write_scenes
 from virtue_jax.eval.report import plot_report, print_report
-from virtue_jax.eval.scar import Labels, Scores, crop, evaluate_scar, summarise
+from virtue_jax.eval.scar import Labels, Scores, evaluate_scar, summarise
 
 TYPES = ("gt", *["global_context"] * 3, *["background_relation"] * 3, *["object_swap"] * 3)
 
@@ -91,13 +91,6 @@ def test_the_answer_need_not_stand_first():
     types = np.array([["x"] * 4 + ["gt"] + ["x"] * 5])
     result = summarise({"none": [Scores(np.zeros(1, int), score)]}, Labels(np.array(["A"]), types, np.array([4])))
     assert result["none"]["hit@1"] == 1
-
-
-def test_a_crop_holds_the_pixels_of_the_box(questions):
-    question = questions[0]
-    x1, y1, x2, y2 = (int(v) for v in question.box)
-    cut = load_image(crop(question.query, question.box), "crop")
-    assert (cut == load_image(question.query.images[0], "image")[y1:y2, x1:x2]).all()
 
 
 def test_report_is_printed_and_plotted(questions, tmp_path):

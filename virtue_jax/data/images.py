@@ -1,6 +1,7 @@
 """Image files and bytes -> arrays: RGB images and mask prompts; whatever fails is an error that names row and file."""
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -26,6 +27,26 @@ def load_image(source: str | os.PathLike | bytes, origin: str) -> np.ndarray:
             Pillow's guard against decompression bombs lets through; names origin, path and remedy.
     """
     return np.asarray(_decode(source, "image", origin, lambda image: image.convert("RGB")))
+
+
+def crop(source: str | os.PathLike | bytes, box: tuple[float, float, float, float], origin: str) -> bytes:
+    """The pixels of an image inside (x1, y1, x2, y2), edges rounded outwards and cut at the image's own, as PNG.
+
+    Raises:
+        InvalidExample: as `load_image`; a box that holds no pixel of the image.
+    """
+    pixels = load_image(source, origin)
+    x1, y1 = (max(math.floor(v), 0) for v in box[:2])
+    x2, y2 = (max(math.ceil(v), 0) for v in box[2:])
+    inside = pixels[y1:y2, x1:x2]
+    if not inside.size:
+        raise InvalidExample(
+            f"{origin}: box {list(box)} holds no pixel of image {_name(source)}, which is {_size(pixels.shape[:2])}; "
+            "give a box in the image's own pixels"
+        )
+    encoded = io.BytesIO()
+    Image.fromarray(inside).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def load_mask(mask: str | os.PathLike | np.ndarray, image_size: tuple[int, int], origin: str) -> np.ndarray:

@@ -4,15 +4,13 @@ Asked in up to four ways, which tell whether the visual prompt is what finds it:
 the prompt of another object of the same image, and on a crop of the object instead of a prompt.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from virtue_jax.data.example import Example
-from virtue_jax.data.images import load_image
+from virtue_jax.data.images import crop
 from virtue_jax.data.scar import ScarEvaluation, ScarQuestion
 from virtue_jax.embedder import Embedder
 
@@ -143,16 +141,6 @@ def _query(mode: str, question: ScarQuestion, questions: ScarEvaluation, neighbo
     if mode == "none":
         return replace(query, prompt=None)
     if mode == "crop":
-        return replace(query, prompt=None, images=(crop(query, question.box),))
+        return replace(query, prompt=None, images=(crop(query.images[0], question.box, query.origin),))
     other = neighbours.get(question.row)
     return None if other is None else replace(query, prompt=questions[other].query.prompt)
-
-
-def crop(query: Example, box: tuple[float, float, float, float]) -> bytes:
-    """The box's pixels of the query's image as PNG, edges rounded outwards."""
-    pixels = load_image(query.images[0], query.origin)
-    x1, y1 = (max(int(np.floor(v)), 0) for v in box[:2])
-    x2, y2 = (int(np.ceil(v)) for v in box[2:])
-    encoded = io.BytesIO()
-    Image.fromarray(pixels[y1:y2, x1:x2]).save(encoded, "PNG")
-    return encoded.getvalue()
