@@ -13,7 +13,7 @@ from rich.console import Console
 from converters import connector
 from converters.errors import CheckpointError
 from converters.foreign import ForeignVirtue, open_virtue
-from converters.plan import check, finite, lazy_parameters, not_finite, summary
+from converters.plan import check, finite, lazy_parameters, summary, unusable
 from converters.progress import byte_progress
 from converters.safetensors_file import write_safetensors
 from virtue_jax.checkpoint import CARRIED, save_model
@@ -74,29 +74,35 @@ def run(request: ImportRequest, console: Console | None = None) -> None:
                 overwrite=request.overwrite,
                 progress=progress,
             )
-    except CheckpointError:
-        # Some tensor is not finite: find all of them, so that one error names all.
-        raise CheckpointError(not_finite(virtue) or ["a tensor changed while it was read"]) from None
+    except CheckpointError as error:
+        # Some tensor is unusable: find all of them, so that one error names all.
+        raise CheckpointError(unusable(virtue, request.dtype) or error.problems) from None
     console.print(
         f"wrote {request.out}: {len(params)} parameters, {_billions(params)}", highlight=False, soft_wrap=True
     )
 
 
 def open_request(request: ImportRequest) -> ForeignVirtue:
-    """Opens what the request names; for a merged VIRTUE the connector lies in its folder."""
-    folder = request.vlm or request.virtue
-    connector_file = request.connector
-    if request.virtue is not None and connector_file is None:
-        connector_file = Path(request.virtue) / connector.FILE_NAME
+    """Opens what the request names; the connector of a merged VIRTUE or of a training checkpoint lies in its folder."""
     return open_virtue(
-        vlm=Path(folder),
+        vlm=Path(request.vlm or request.virtue),
         sam2_file=Path(request.sam2),
-        connector_file=connector_file,
+        connector_file=_connector_file(request),
         adapter_folder=request.adapter,
         sam2_config=request.sam2_config,
         processor_folder=request.processor,
         compat=None if request.compat is None else Compat.preset(request.compat),
     )
+
+
+def _connector_file(request: ImportRequest) -> Path | None:
+    if request.connector is not None or (request.virtue is None and request.adapter is None):
+        return request.connector
+    beside = Path(request.virtue or request.adapter) / connector.FILE_NAME
+    if request.adapter is not None and not beside.is_file():
+        remedy = "give the connector that it was trained with: --connector FILE.pth"
+        raise CheckpointError([f"{request.adapter}: holds an adapter without {connector.FILE_NAME}; {remedy}"])
+    return beside
 
 
 def fresh_connector(virtue: ForeignVirtue, seed: int, dtype: str) -> dict[str, np.ndarray]:

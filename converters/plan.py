@@ -1,12 +1,14 @@
 """From an opened foreign VIRTUE to parameters: exact cover first, then tensors one at a time."""
 
+from pathlib import Path
+
 import numpy as np
 
 from converters.errors import CheckpointError
 from converters.foreign import Component, ForeignVirtue, tied_head_problems
 from converters.rules import FLOATS, Entry, cover
 from converters.sam2 import incomplete
-from virtue_jax.checkpoint import parameter_shapes
+from virtue_jax.checkpoint import abstract_parameters, parameter_shapes
 from virtue_jax.lazy_write import LazyArray
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -36,7 +38,7 @@ def check(virtue: ForeignVirtue, dtype: str) -> dict[str, list[str]]:
         if dtype == "keep":
             problems += _mixed_dtypes(component)
     if problems:
-        raise CheckpointError(problems + not_finite(virtue))
+        raise CheckpointError(problems + unusable(virtue, dtype))
     return carried
 
 
@@ -49,27 +51,41 @@ def component_of(path: str) -> str:
 
 
 def lazy_parameters(virtue: ForeignVirtue, dtype: str) -> dict[str, LazyArray]:
-    """{dotted path: array that is read when it is written}, in `dtype` or each tensor's own ("keep").
+    """{dotted path: array that is read when it is written}, in the dtype that `stored_dtypes` says.
 
     Reading raises `CheckpointError` for a tensor that is not finite.
     """
-    shapes = parameter_shapes(virtue.config)
+    shapes, dtypes = parameter_shapes(virtue.config), stored_dtypes(virtue, dtype)
     return {
-        entry.target: lazy(component, entry, shapes[entry.target], dtype)
+        entry.target: _lazy(component, entry, shapes[entry.target], dtypes[entry.target])
         for component in virtue.components
         for entry in component.entries
     }
 
 
-def lazy(component: Component, entry: Entry, shape: tuple[int, ...], dtype: str) -> LazyArray:
+def stored_dtypes(virtue: ForeignVirtue, dtype: str) -> dict[str, np.dtype]:
+    """{dotted path: dtype} for a `--dtype`: each tensor's own ("keep"), else what the model has its parameters in.
+
+    The model keeps a few parameters in float32 whatever the rest is in; so does its checkpoint.
+    """
+    if dtype != "keep":
+        return {path: np.dtype(x.dtype) for path, x in abstract_parameters(virtue.config, dtype).items()}
+    return {
+        entry.target: component.source.infos[entry.sources[0]].dtype
+        for component in virtue.components
+        for entry in component.entries
+        if entry.sources[0] in component.source.infos
+    }
+
+
+def _lazy(component: Component, entry: Entry, shape: tuple[int, ...], dtype: np.dtype) -> LazyArray:
     source = component.source
-    out = source.infos[entry.sources[0]].dtype if dtype == "keep" else _dtype(dtype)
 
     def read(begin: int, end: int) -> np.ndarray:
         names = entry.sources[begin:end] if entry.stacked else entry.sources
-        return entry.pack([_convert(source.infos[name].file, name, source.read(name), out) for name in names])
+        return entry.pack([_convert(source.infos[name].file, name, source.read(name), dtype) for name in names])
 
-    return LazyArray(shape, out, read, step=1 if entry.stacked else max(shape[0], 1))
+    return LazyArray(shape, dtype, read, step=1 if entry.stacked else max(shape[0], 1))
 
 
 def read_state(virtue: ForeignVirtue, dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -82,23 +98,27 @@ def read_state(virtue: ForeignVirtue, dtype: str = "float32") -> dict[str, np.nd
     return {path: array.read(0, array.shape[0]) for path, array in lazy_parameters(virtue, dtype).items()}
 
 
-def not_finite(virtue: ForeignVirtue) -> list[str]:
-    """One line for every tensor that holds NaN or infinity; reads everything, one tensor at a time."""
-    problems = []
+def unusable(virtue: ForeignVirtue, dtype: str) -> list[str]:
+    """One line for every tensor that holds NaN or infinity, or would in `dtype`; reads everything, one at a time."""
+    problems, dtypes = [], stored_dtypes(virtue, dtype)
     for component in virtue.components:
-        infos = component.source.infos
-        for name in infos:
-            if infos[name].dtype.name in FLOATS and not finite(component.source.read(name)):
-                problems.append(f"{infos[name].file}: tensor {name} holds NaN or infinity")
+        used = {name: dtypes[e.target] for e in component.entries for name in e.sources if e.target in dtypes}
+        for name, info in component.source.infos.items():
+            if info.dtype.name in FLOATS:
+                try:
+                    _convert(info.file, name, component.source.read(name), used.get(name, info.dtype))
+                except CheckpointError as error:
+                    problems += error.problems
     return problems
 
 
 def finite(array: np.ndarray) -> bool:
+    """Whether a float array holds neither NaN nor infinity."""
     flat = array.reshape(-1)
     return all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK))
 
 
-def _convert(file, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _convert(file: Path, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not finite(array):
         raise CheckpointError([f"{file}: tensor {name} holds NaN or infinity"])
     if array.dtype == dtype:
@@ -113,19 +133,13 @@ def _convert(file, name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _mixed_dtypes(component: Component) -> list[str]:
     infos, problems = component.source.infos, []
     for entry in component.entries:
-        kinds = sorted({infos[name].dtype.name for name in entry.sources if name in infos})
+        kinds = sorted({infos[name].dtype.name for name in entry.sources if name in infos} & set(FLOATS))
         if len(kinds) > 1:
             where, remedy = component.source.where, "choose a --dtype other than keep"
             problems.append(
                 f"{where}: the layers of {entry.target} have different dtypes ({', '.join(kinds)}); {remedy}"
             )
     return problems
-
-
-def _dtype(name: str) -> np.dtype:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def summary(virtue: ForeignVirtue) -> list[str]:

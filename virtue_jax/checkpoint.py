@@ -217,10 +217,14 @@ def companions(directory: str | os.PathLike) -> dict[str, list[Path]]:
 
 
 @functools.lru_cache(maxsize=8)
-def parameter_shapes(config: VirtueConfig) -> Mapping[str, tuple[int, ...]]:
+def abstract_parameters(config: VirtueConfig, dtype: str = "float32") -> Mapping[str, jax.ShapeDtypeStruct]:
+    """{dotted path: shape and dtype} of the model that `config` describes, with `Numerics(params=dtype)`."""
+    return MappingProxyType(parameters(abstract_virtue(config, Numerics(params=dtype))))
+
+
+def parameter_shapes(config: VirtueConfig) -> dict[str, tuple[int, ...]]:
     """{dotted path: shape} of the model that `config` describes."""
-    shapes = {path: tuple(x.shape) for path, x in parameters(abstract_virtue(config, Numerics())).items()}
-    return MappingProxyType(shapes)
+    return {path: tuple(x.shape) for path, x in abstract_parameters(config).items()}
 
 
 def _params_folder(directory: str | os.PathLike) -> Path:

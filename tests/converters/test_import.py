@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters.__main__ import main
+from converters.errors import CheckpointError
 from converters.importing import open_request, run
 from converters.plan import read_state
 from virtue_jax.checkpoint import load_config, load_model, read_head, stored_parameters
@@ -59,6 +60,13 @@ def test_a_model_directory_loads_with_the_values_that_were_read(tiny_model_dir, 
 def test_the_trainers_bin_adapter_is_the_safetensors_one(request_for, tiny, tiny_state):
     state = read_state(open_request(request_for(adapter=tiny / "train_checkpoint")))
     assert_same(state, tiny_state)
+
+
+def test_a_training_checkpoint_brings_its_own_connector_and_an_adapter_alone_is_refused(request_for, tiny, tiny_state):
+    state = read_state(open_request(request_for(connector=None, adapter=tiny / "train_checkpoint")))
+    assert_same(state, tiny_state)
+    with pytest.raises(CheckpointError, match="give --connector"):
+        open_request(request_for(connector=None, adapter=tiny / "adapter"))
 
 
 def test_a_merged_virtue_folder_needs_only_sam2_beside_it(request_for, tiny, tiny_state):
@@ -133,7 +141,9 @@ def test_a_folder_saved_by_the_installed_transformers_gives_the_same_model(reque
 def test_the_dtype_asked_for_is_rounded_to_nearest(request_for, tiny_state, dtype):
     run(request_for(dtype=dtype))
     stored = stored_parameters(request_for().out)
-    assert {np.dtype(x.dtype).name for x in stored.values()} == {dtype}
+    other = {path for path, x in stored.items() if np.dtype(x.dtype).name != dtype}
+    # The model computes point coordinates in float32, so rounding this one would move every prompt.
+    assert other <= {"sam2.prompt_encoder.positional_encoding_gaussian_matrix"}
     _, model = load_model(request_for().out, Numerics(params=dtype))
     path = "text.layers.mlp.up_proj.kernel"
     np.testing.assert_array_equal(
