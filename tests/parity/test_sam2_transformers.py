@@ -1,7 +1,6 @@
 """SAM-2 against `transformers`' Sam2Model with random weights: geometries and prompts that the golden data lacks."""
 
 import functools
-import re
 from dataclasses import dataclass
 
 import jax
@@ -10,8 +9,8 @@ import pytest
 import torch
 from flax import nnx
 from sam2_from_meta import sam2_from_meta
-from transformers import Sam2Config as TorchConfig
-from transformers import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2Model, Sam2PromptEncoderConfig, Sam2VisionConfig
+from sam2_transformers import in_meta_names, torch_config, two_way_stages
+from transformers import Sam2Model
 
 from converters.sources import ArraySource
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT
@@ -47,71 +46,6 @@ GEOMETRIES = {
         attention_downsample_rate=1,
     ),
 }
-
-
-def torch_config(config: Sam2Config) -> TorchConfig:
-    hiera, side = config.hiera, config.image_size
-    backbone = Sam2HieraDetConfig(
-        hidden_size=hiera.embed_dim,
-        num_attention_heads=hiera.num_heads,
-        image_size=[side, side],
-        window_positional_embedding_background_size=list(hiera.window_pos_embed_bkg_spatial_size),
-        blocks_per_stage=list(hiera.stages),
-        embed_dim_per_stage=list(hiera.stage_dims),
-        num_attention_heads_per_stage=[hiera.num_heads * 2**s for s in range(4)],
-        window_size_per_stage=list(hiera.window_spec),
-        global_attention_blocks=list(hiera.global_att_blocks),
-    )
-    vision = Sam2VisionConfig(
-        backbone_config=backbone,
-        backbone_channel_list=list(hiera.stage_dims[::-1]),
-        backbone_feature_sizes=[[side // stride, side // stride] for stride in (4, 8, 16)],
-        fpn_hidden_size=config.d_model,
-        fpn_top_down_levels=list(config.fpn_top_down_levels),
-    )
-    prompt = Sam2PromptEncoderConfig(
-        hidden_size=config.d_model, image_size=side, mask_input_channels=config.mask_in_chans
-    )
-    decoder = Sam2MaskDecoderConfig(
-        hidden_size=config.d_model,
-        num_attention_heads=config.decoder_heads,
-        mlp_dim=config.decoder_mlp_dim,
-        attention_downsample_rate=config.attention_downsample_rate,
-        iou_head_hidden_dim=16,
-    )
-    return TorchConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-
-
-# `transformers`' names -> Meta's, from where the converter's own table goes on.
-RENAMES = [
-    (r"vision_encoder\.backbone\.patch_embed\.projection", "image_encoder.trunk.patch_embed.proj"),
-    (r"vision_encoder\.backbone\.", "image_encoder.trunk."),
-    (r"vision_encoder\.neck\.convs\.(\d)", r"image_encoder.neck.convs.\1.conv"),
-    (r"no_memory_embedding", "no_mem_embed"),
-    (r"prompt_encoder\.shared_embedding\.positional_embedding", "pe_layer.positional_encoding_gaussian_matrix"),
-    (r"prompt_encoder\.mask_embed\.conv1", "mask_downscaling.0"),
-    (r"prompt_encoder\.mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"prompt_encoder\.mask_embed\.conv2", "mask_downscaling.3"),
-    (r"prompt_encoder\.mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"prompt_encoder\.mask_embed\.conv3", "mask_downscaling.6"),
-    (r"^(?:prompt_encoder\.)?(pe_layer|mask_downscaling|no_mask_embed|not_a_point_embed)", r"sam_prompt_encoder.\1"),
-    (r"^mask_decoder\.", "sam_mask_decoder."),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"(blocks\.\d+|transformer\.layers\.\d+)\.layer_norm", r"\1.norm"),
-    (r"\.mlp\.proj_in", ".mlp.layers.0"),
-    (r"\.mlp\.proj_out", ".mlp.layers.1"),
-    (r"\.o_proj\.", ".out_proj."),
-]
-
-
-def in_meta_names(model: Sam2Model) -> dict[str, np.ndarray]:
-    renamed = {}
-    for name, tensor in model.state_dict().items():
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor.numpy().copy()
-    points = renamed.pop("prompt_encoder.point_embed.weight")
-    return renamed | {f"sam_prompt_encoder.point_embeddings.{i}.weight": points[i : i + 1] for i in range(4)}
 
 
 @torch.no_grad()
@@ -241,25 +175,6 @@ def our_arguments(arguments: dict, config: Sam2Config) -> tuple[tuple[np.ndarray
     return (points, labels, has_mask, masks), used + padding
 
 
-@torch.no_grad()
-def run_torch(model: Sam2Model, image_embed: np.ndarray, arguments: dict, config: Sam2Config) -> dict:
-    """Inputs and outputs of the two-way transformer in a whole forward pass of `transformers`."""
-    seen = {}
-    hooks = [
-        model.prompt_encoder.register_forward_hook(lambda _, __, out: seen.update(sparse=out[0], dense=out[1])),
-        model.mask_decoder.transformer.register_forward_hook(lambda _, __, out: seen.update(tokens=out[0], map=out[1])),
-    ]
-    h, d = config.embedding_size, config.d_model
-    fine = [torch.zeros(ROWS, d // 8, 4 * h, 4 * h), torch.zeros(ROWS, d // 4, 2 * h, 2 * h)]
-    embed = torch.from_numpy(np.moveaxis(image_embed, -1, 1).copy())
-    try:
-        model(image_embeddings=[*fine, embed], **arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
-
-
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_prompts_agree(geometry, prompt):
@@ -268,7 +183,7 @@ def test_prompts_agree(geometry, prompt):
     side = config.embedding_size
     embed = np.random.default_rng(3).standard_normal((ROWS, side, side, config.d_model), np.float32)
     arguments = torch_arguments(PROMPTS[prompt], config)
-    expected = run_torch(theirs, embed, arguments, config)
+    expected = two_way_stages(theirs, torch.from_numpy(embed).permute(0, 3, 1, 2).contiguous(), arguments)
     ours, used = our_arguments(arguments, config)
     sparse, dense, fused, tokens = map(np.asarray, run(embed, *ours))
     own = tokens.shape[1] - TOKENS
