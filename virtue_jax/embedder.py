@@ -35,7 +35,8 @@ class Embedder:
         self._encoder = ExampleEncoder(config, tokenizer)
         self._params = parameters(model)
         self._rows = {True: image_rows, False: text_rows}
-        self._run = jax.jit(lambda params, batch: bind(model, params)(batch))
+        options = _compiler_options(model.text.numerics.compute)
+        self._run = jax.jit(lambda params, batch: bind(model, params)(batch), compiler_options=options)
 
     @classmethod
     def load(
@@ -82,7 +83,9 @@ class Embedder:
         out = np.zeros((len(examples), self.config.text.hidden_size), np.float32)
         done = 0
         for start in range(0, len(examples), WINDOW):
-            window = [self._encode(examples[i], i, segmentation) for i in range(start, min(start + WINDOW, len(examples)))]
+            window = [
+                self._encode(examples[i], i, segmentation) for i in range(start, min(start + WINDOW, len(examples)))
+            ]
             for shape, members in _by_shape(window):
                 for part in _parts(members, self._rows[shape.images > 0]):
                     out[[start + i for i in part]] = self._embed_rows([window[i] for i in part], shape)
@@ -107,6 +110,14 @@ class Embedder:
             sam_size=self.config.sam2.image_size,
         )
         return np.asarray(self._run(self._params, batch))[: len(encoded), 0]
+
+
+def _compiler_options(compute: str) -> dict[str, str] | None:
+    """On a CPU, XLA computes bfloat16 in float32, and its loop-invariant code motion would convert the weights of all
+    layers before the loop over them (8 GB at the 2B size) instead of one layer's inside it."""
+    if compute == "float32" or jax.devices()[0].platform != "cpu":
+        return None
+    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 def _by_shape(encoded: list[EncodedExample]) -> Iterator[tuple[RowShape, list[int]]]:
