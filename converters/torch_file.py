@@ -3,7 +3,6 @@
 Files are read with `weights_only=True`: tensors and plain containers, nothing in them is executed.
 """
 
-import gc
 from pathlib import Path
 
 import ml_dtypes
@@ -46,7 +45,6 @@ class TorchFile:
         """Unmaps the file; the next `read` opens it again."""
         self._tensors = None
         self._touched = 0
-        gc.collect()
 
     def _open(self) -> dict:
         if self._tensors is None:

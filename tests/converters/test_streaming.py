@@ -16,15 +16,20 @@ from virtue_jax.checkpoint import read_parameter
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from converters.__main__ import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 sys.exit(code)
 """
 
 
 def peak_bytes(*argv) -> int:
+    """Peak resident bytes of a conversion, mapped pages included.
+
+    Not `ru_maxrss`: that of a child process starts at what its parent held when it forked.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", MEASURE, *map(str, argv)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
