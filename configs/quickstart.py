@@ -1,14 +1,68 @@
-"""virtue train --config configs/quickstart.py --workdir runs/quickstart
+"""virtue train --config configs/quickstart.py:recognise --workdir runs/quickstart/recognise
 
-A small VIRTUE from random weights on `virtue scenes` data, every tower trained, on a CPU in minutes. The text of its
-queries never says where the object is, so that only the visual prompt can.
+A small VIRTUE from random weights on `virtue scenes` data, every tower trained, on a CPU in minutes. Two runs:
+`recognise` on images of one object, where the caption can be found without knowing which object is meant; then `point`,
+which goes on from its model, on images of four. The text of a query never says where the object is, so that only the
+visual prompt can.
 """
 
 import ml_collections
 
+DATA = "runs/quickstart"
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`."""
+    runs = {"recognise": _recognise, "point": _point}
+    if run not in runs:
+        raise ValueError(f"configs/quickstart.py:{run}: the runs are {', '.join(runs)}")
+    shared = {
+        "trainable": (".*",),
+        "temperature": 0.05,
+        "log_every": 20,
+        "checkpoint_every": 200,
+    }
+    return ml_collections.ConfigDict(shared | runs[run]())
+
+
+def _recognise() -> dict:
+    queries = {"slots": SLOTS, "examples": 1, "images": 1, "patches": 36, "prompts": 1, "points": 4, "masks": True}
+    return {
+        "model": {"scratch": _scratch()},
+        "data": _data(f"{DATA}/scenes-one", queries, hard_negatives=0),
+        "steps": 300,
+        "batch_size": 32,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "constant", "weight_decay": 0.01},
+    }
+
+
+def _point() -> dict:
+    queries = {"slots": 4 * SLOTS, "examples": 4, "images": 1, "patches": 36, "prompts": 4, "points": 4, "masks": True}
+    return {
+        "model": {"directory": f"{DATA}/recognise/model"},
+        "data": _data(f"{DATA}/scenes", queries, hard_negatives=3),
+        "steps": 1000,
+        "batch_size": 16,
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "linear", "weight_decay": 0.01},
+    }
+
+
+SLOTS = 56  # 4 segmentation tokens, 9 vision tokens, and the query's text
+
+
+def _data(path: str, queries: dict, hard_negatives: int) -> dict:
+    return {
+        "path": path,
+        "queries": queries,
+        "targets": {"slots": 20},
+        "box_weight": 1.0,
+        "point_weight": 1.0,
+        "mask_weight": 1.0,
+        "hard_negatives": hard_negatives,
+    }
+
+
+def _scratch() -> dict:
     text = {
         "vocab_size": 512,
         "hidden_size": 128,
@@ -38,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
         "decoder_mlp_dim": 128,
         "mask_in_chans": 8,
     }
-    scratch = {
+    return {
         "sam2": sam2,
         "vision": {"depth": 2, "embed_dim": 64, "num_heads": 4, "hidden_size": 128},
         "text": text,
@@ -46,24 +100,3 @@ def get_config() -> ml_collections.ConfigDict:
         "min_pixels": 56 * 56,
         "max_pixels": 84 * 84,
     }
-    data = {
-        "path": "runs/quickstart/scenes",
-        "queries": {"slots": 112, "examples": 4, "images": 1, "patches": 36, "prompts": 4, "points": 4, "masks": True},
-        "targets": {"slots": 24},
-        "box_weight": 1.0,
-        "point_weight": 1.0,
-        "mask_weight": 1.0,
-    }
-    return ml_collections.ConfigDict(
-        {
-            "model": {"scratch": scratch},
-            "data": data,
-            "steps": 800,
-            "batch_size": 16,
-            "trainable": (".*",),
-            "optimizer": {"learning_rate": 2e-3, "warmup_steps": 50, "decay": "cosine", "weight_decay": 0.01},
-            "temperature": 0.05,
-            "log_every": 20,
-            "checkpoint_every": 200,
-        }
-    )
