@@ -14,7 +14,7 @@ class Embedding(nnx.Module):
     """Rows of a table, one per token id; embedding[V, H]."""
 
     def __init__(self, size: int, dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
+        init = nnx.initializers.normal(dim**-0.5)
         self.embedding = nnx.Param(init(rngs.params(), (size, dim), jnp.dtype(numerics.params)))
         self.numerics = numerics
 

@@ -9,6 +9,7 @@ from virtue_jax.models.layers import LayerNorm, Linear, Mlp
 from virtue_jax.ops.attention import attention
 
 NORM_EPS = 1e-5  # PyTorch's default, unlike the rest of SAM-2
+ALIGNED_GAIN = 2.0  # sharp enough that an untrained point token looks at its own place and not at the whole image
 
 
 class DownscaledAttention(nnx.Module):
@@ -23,8 +24,9 @@ class DownscaledAttention(nnx.Module):
     ):
         if d_inner % heads:
             raise ValueError(f"two-way transformer: {heads} heads do not divide the inner width {d_inner}")
-        self.q_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
-        self.k_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
+        gain = ALIGNED_GAIN if aligned else 1.0
+        self.q_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs, gain=gain)
+        self.k_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs, gain=gain)
         if aligned:
             self.k_proj.kernel = nnx.Param(self.q_proj.kernel[...])
         self.v_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
