@@ -17,7 +17,7 @@ from virtue_jax.checkpoint import (
     load_model,
     load_parameters,
     parameter_shapes,
-    read_parameter,
+    read_parameters,
     save_model,
     stored_parameters,
 )
@@ -107,7 +107,7 @@ def test_a_lazy_array_is_made_in_blocks_that_cover_it_once(params, tmp_path, mon
     save_model(tmp_path / "model", CONFIG, params | {path: lazy}, progress=steps.append)
     assert calls == [(0, 2), (2, 3)]
     assert sum(steps) == sum(x.nbytes for x in params.values())
-    np.testing.assert_array_equal(read_parameter(tmp_path / "model", path), value)
+    np.testing.assert_array_equal(read_parameters(tmp_path / "model", [path])[path], value)
 
 
 def test_parameters_come_in_the_dtype_asked_for_path_by_path(directory, params):
@@ -208,7 +208,7 @@ def test_an_error_while_writing_leaves_nothing_and_the_old_directory_as_it_was(p
     with pytest.raises(ValueError, match="this tensor is bad"):
         save_model(tmp_path / "model", CONFIG, broken, overwrite=True)
     assert [child.name for child in tmp_path.iterdir()] == ["model"]
-    np.testing.assert_array_equal(read_parameter(tmp_path / "model", path), params[path])
+    np.testing.assert_array_equal(read_parameters(tmp_path / "model", [path])[path], params[path])
 
 
 def test_a_directory_is_replaced_only_when_asked_and_only_when_done(params, tmp_path):
@@ -217,7 +217,9 @@ def test_a_directory_is_replaced_only_when_asked_and_only_when_done(params, tmp_
         save_model(tmp_path / "model", CONFIG, params)
     changed = {path: value + 1 for path, value in params.items()}
     save_model(tmp_path / "model", CONFIG, changed, overwrite=True)
-    np.testing.assert_array_equal(read_parameter(tmp_path / "model", "text.norm.scale"), params["text.norm.scale"] + 1)
+    np.testing.assert_array_equal(
+        read_parameters(tmp_path / "model", params)["text.norm.scale"], params["text.norm.scale"] + 1
+    )
     assert [child.name for child in tmp_path.iterdir()] == ["model"]
 
 

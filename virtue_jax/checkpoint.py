@@ -170,10 +170,14 @@ def load_parameters(
     return _restore(folder, dict(wanted), restore_args)
 
 
-def read_parameter(directory: str | os.PathLike, path: str) -> np.ndarray:
-    """One parameter as stored, on the host."""
-    args = {path: ocp.RestoreArgs(restore_type=np.ndarray)}
-    return _restore(_params_folder(directory), {path: 0}, args)[path]
+def read_parameters(directory: str | os.PathLike, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """Some parameters as stored, on the host: {dotted path: array}.
+
+    Raises:
+        FileNotFoundError: no parameters there. ValueError: damaged, or a path that is not there.
+    """
+    args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+    return _restore(_params_folder(directory), dict.fromkeys(args, 0), args)
 
 
 def load_model(

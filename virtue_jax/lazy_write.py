@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 _BLOCK_BYTES = 1 << 25
+_SMALL_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self.failure: Exception | None = None
         self._progress = progress or (lambda written: None)
-        self._turn = asyncio.Lock()
+        self._large, self._small = asyncio.Semaphore(1), asyncio.Semaphore(64)
 
     async def _open_and_write(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
-        async with self._turn:
+        # Small arrays go together: the database commits once for all that wait.
+        async with self._small if value.nbytes <= _SMALL_BYTES else self._large:
             if self.failure is None:
                 try:
                     await self._write_blocks(value, tspec, ts_context)
@@ -61,7 +63,9 @@ class LazyArrayHandler(ocp.type_handlers.NumpyHandler):
                     self.failure = error
 
     async def _write_blocks(self, value: LazyArray, tspec: dict, ts_context: ts.Context) -> None:
-        store = await _written(ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context))
+        # The whole directory is synced before it is renamed, so the single files need not be.
+        spec = ts.Spec(tspec | {"context": {"file_io_sync": False}})
+        store = await _written(ts.open(spec, create=True, open=True, context=ts_context))
         rows = _rows_per_block(value, store.chunk_layout.write_chunk.shape[0])
         pending = None
         for begin in range(0, value.shape[0], rows):

@@ -1,11 +1,13 @@
 """Fixtures of the converter tests."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from converters.importing import ImportRequest, open_request
+from converters.errors import CheckpointError
+from converters.importing import ImportRequest, open_request, run
 from converters.plan import read_state
 
 
@@ -46,3 +48,31 @@ def tiny_state(tiny):
             )
         )
     )
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """`copy(name)`: a writable copy of a tiny checkpoint's file or folder."""
+
+    def make(name: str) -> Path:
+        target = tmp_path / name
+        (shutil.copytree if (tiny / name).is_dir() else shutil.copyfile)(tiny / name, target)
+        for path in [target, *target.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return target
+
+    return make
+
+
+@pytest.fixture
+def problems_of() -> Callable[[ImportRequest], str]:
+    """`problems_of(request)`: the text of the one error that the import ends with; nothing was written."""
+
+    def refused(request: ImportRequest) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            run(request)
+        assert not request.out.exists()
+        assert [path for path in request.out.parent.iterdir() if "incomplete" in path.name] == []
+        return str(caught.value)
+
+    return refused

@@ -1,11 +1,13 @@
 """Foreign checkpoints made for tests: tensors of the right names and shapes, of any size, in any file format."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 
 from converters.safetensors_file import write_safetensors
 
@@ -97,3 +99,17 @@ def write_sharded(folder: Path, config: dict, shards: int) -> list[Path]:
 def _tensors(part: Mapping) -> Iterable[tuple[str, np.ndarray]]:
     for seed, (name, (shape, _)) in enumerate(part.items()):
         yield name, random_bfloat16(shape, seed)
+
+
+def change_vlm(folder: Path, change: Callable[[dict], None]) -> None:
+    """Rewrites a Hugging Face folder's tensors after `change` has had them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_sam2(file: Path, change: Callable[[dict], None]) -> None:
+    """Rewrites a SAM-2 file's state dict after `change` has had it."""
+    state = torch.load(file, weights_only=True)
+    change(state["model"])
+    torch.save(state, file)

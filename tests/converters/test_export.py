@@ -178,6 +178,7 @@ def test_the_adapter_is_importable_under_each_of_its_names(tiny_model_dir, tiny_
         np.testing.assert_array_equal(value, tiny_state[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_model_that_came_from_no_file_exports_and_comes_back(tiny_model_dir, tmp_path):
     config = dataclasses.replace(
         load_config(tiny_model_dir()), adapter=AdapterConfig(rank=4, alpha=6.0, use_dora=False, targets=("up_proj",))
@@ -196,6 +197,7 @@ def test_a_model_that_came_from_no_file_exports_and_comes_back(tiny_model_dir, t
         np.testing.assert_array_equal(value, params[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_trained_copy_keeps_what_the_base_carried(tiny_model_dir, tiny, tmp_path):
     base = tiny_model_dir(adapter=True)
     config, model = load_model(base, Numerics())

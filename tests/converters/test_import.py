@@ -65,7 +65,7 @@ def test_the_trainers_bin_adapter_is_the_safetensors_one(request_for, tiny, tiny
 def test_a_training_checkpoint_brings_its_own_connector_and_an_adapter_alone_is_refused(request_for, tiny, tiny_state):
     state = read_state(open_request(request_for(connector=None, adapter=tiny / "train_checkpoint")))
     assert_same(state, tiny_state)
-    with pytest.raises(CheckpointError, match="give --connector"):
+    with pytest.raises(CheckpointError, match="give the connector"):
         open_request(request_for(connector=None, adapter=tiny / "adapter"))
 
 
@@ -81,6 +81,7 @@ def test_a_merged_virtue_folder_needs_only_sam2_beside_it(request_for, tiny, tin
     assert np.abs(np.asarray(merged[q_proj]) - tiny_state[q_proj]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_fresh_connector_follows_the_seed(request_for, tiny_state, tmp_path):
     states = {}
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:

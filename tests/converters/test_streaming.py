@@ -12,7 +12,7 @@ from synthetic import qwen_config, qwen_shapes, random_bfloat16, write_sharded
 
 from converters.sources import open_folder
 from converters.torch_file import TorchFile
-from virtue_jax.checkpoint import read_parameter
+from virtue_jax.checkpoint import read_parameters
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """
@@ -69,7 +69,8 @@ def test_the_peak_is_within_one_and_a_half_shards_and_one_tensor(tiny, tmp_path,
     print(f"import {suffix} {dtype}: peak {peak / 1e6:.0f} MB, bound {bound / 1e6:.0f} MB")
     assert largest_shard > 500e6
     assert peak < bound
-    kernel = read_parameter(out, "text.layers.mlp.down_proj.kernel")[7]
+    path = "text.layers.mlp.down_proj.kernel"
+    kernel = read_parameters(out, [path])[path][7]
     source = open_folder(tmp_path / "vlm").read("model.layers.7.mlp.down_proj.weight")
     np.testing.assert_array_equal(kernel, source.T.astype(kernel.dtype))
     del kernel, source
