@@ -31,7 +31,7 @@ def _recognise() -> dict:
         "model": {"scratch": _scratch()},
         "data": _data(f"{DATA}/scenes-one", queries, hard_negatives=0),
         "steps": 300,
-        "batch_size": 32,
+        "batch_size": 24,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "constant", "weight_decay": 0.01},
     }
 
@@ -41,8 +41,8 @@ def _point() -> dict:
     return {
         "model": {"directory": f"{DATA}/recognise/model"},
         "data": _data(f"{DATA}/scenes", queries, hard_negatives=3),
-        "steps": 1000,
-        "batch_size": 16,
+        "steps": 900,
+        "batch_size": 12,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "linear", "weight_decay": 0.01},
     }
 
