@@ -41,7 +41,8 @@ class PromptEncoder(nnx.Module):
         self.positional_encoding_gaussian_matrix = nnx.Param(normal(rngs.params(), (2, dim // 2), jnp.float32))
         self.point_embeddings = nnx.Param(normal(rngs.params(), (POINT_KINDS, dim), dtype))
         self.not_a_point_embed = nnx.Param(normal(rngs.params(), (dim,), dtype))
-        self.no_mask_embed = nnx.Param(normal(rngs.params(), (dim,), dtype))
+        # Small: it is added to every place alike, and what differs between places and prompts must stay visible.
+        self.no_mask_embed = nnx.Param(0.1 * normal(rngs.params(), (dim,), dtype))
         self.mask_downscaling = MaskDownscaling(config, numerics=numerics, rngs=rngs)
         self.config = config
         self.numerics = numerics

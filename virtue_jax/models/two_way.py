@@ -9,7 +9,8 @@ from virtue_jax.models.layers import LayerNorm, Linear, Mlp
 from virtue_jax.ops.attention import attention
 
 NORM_EPS = 1e-5  # PyTorch's default, unlike the rest of SAM-2
-ALIGNED_GAIN = 2.0  # sharp enough that an untrained point token looks at its own place and not at the whole image
+ALIGNED_GAIN = 3.0  # sharp enough that an untrained point token looks at its own place and not at the whole image
+MARK_GAIN = 3.0  # and marks that place on the image
 
 
 class DownscaledAttention(nnx.Module):
@@ -20,7 +21,15 @@ class DownscaledAttention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, d_inner: int, heads: int, *, numerics: Numerics, rngs: nnx.Rngs, aligned: bool = False
+        self,
+        dim: int,
+        d_inner: int,
+        heads: int,
+        *,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        aligned: bool = False,
+        out_gain: float = 1.0,
     ):
         if d_inner % heads:
             raise ValueError(f"two-way transformer: {heads} heads do not divide the inner width {d_inner}")
@@ -30,7 +39,7 @@ class DownscaledAttention(nnx.Module):
         if aligned:
             self.k_proj.kernel = nnx.Param(self.q_proj.kernel[...])
         self.v_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
-        self.out_proj = Linear(d_inner, dim, numerics=numerics, rngs=rngs)
+        self.out_proj = Linear(d_inner, dim, numerics=numerics, rngs=rngs, gain=out_gain)
         self.heads = heads
 
     def __call__(self, q, k, v, q_segments=None, kv_segments=None):
@@ -64,7 +73,7 @@ class TwoWayBlock(nnx.Module):
         )
         self.mlp = Mlp(dim, config.decoder_mlp_dim, jax.nn.relu, numerics=numerics, rngs=rngs)
         self.cross_attn_image_to_token = DownscaledAttention(
-            dim, inner, heads, numerics=numerics, rngs=rngs, aligned=True
+            dim, inner, heads, numerics=numerics, rngs=rngs, aligned=True, out_gain=MARK_GAIN
         )
         self.norm1 = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)
         self.norm2 = LayerNorm(dim, numerics=numerics, eps=NORM_EPS)

@@ -48,7 +48,8 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {values[name]:.4f}" for name in SHOWN if name in values)
-        self.console.print(f"step {step:6d}  {shown}  {values.get('examples_per_second', 0):.1f} examples/s")
+        pace = f"{values.get('examples_per_second', 0):.1f} examples/s"
+        self.console.print(f"step {step:6d}  {shown}  {pace}", soft_wrap=True)
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"loss is {values['loss']} at step {step}; the last checkpoint before it is kept. "
