@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     command = importlib.import_module(f"virtue_jax.cli.{args[0]}")
     try:
         command.run(args[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if traceback:
             raise
         print(f"virtue {args[0]}: {error}\n(`virtue --traceback {args[0]} ...` shows where)", file=sys.stderr)
