@@ -27,7 +27,7 @@ ROOMS = {
     "embedder": (LEAVES | {"data", "models", "checkpoint"}, {"jax", "numpy"}),
     "eval": (LEAVES | {"data", "embedder"}, {"numpy", "rich", "matplotlib"}),
     "train": (
-        LEAVES | {"data", "models", "parallel", "checkpoint"},
+        LEAVES | {"data", "models", "ops", "parallel", "checkpoint"},
         {"jax", "flax", "optax", "orbax", "etils", "numpy", "rich", "tensorboardX"},
     ),
     "cli": ({"config", "data", "embedder", "eval", "train"}, {"numpy", "rich", "absl", "ml_collections"}),

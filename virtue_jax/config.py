@@ -162,6 +162,7 @@ class Compat:
 
 
 POSITION_SCHEMES = ("prefix", "sequential", "mrope")
+FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,10 @@ class Numerics:
     params: str = "float32"
     attention: str = "xla"
     remat: bool = False
+
+    def __post_init__(self):
+        _one_of("numerics.compute", self.compute, FLOATS)
+        _one_of("numerics.params", self.params, FLOATS)
 
 
 def to_dict(config: Any) -> dict:

@@ -69,3 +69,12 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep: int = 2
+
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "query_micro_batches", "target_micro_batches")
+        counts += ("log_every", "checkpoint_every", "keep")
+        wrong = {name: getattr(self, name) for name in counts if getattr(self, name) < 1}
+        if wrong:
+            raise ValueError(f"config: {wrong}: expected whole numbers of at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"config.temperature: {self.temperature}: expected a number above 0")

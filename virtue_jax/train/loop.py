@@ -56,9 +56,9 @@ def train(config: TrainConfig, workdir: str | Path, console: Console | None = No
 
 def run_identity(config: TrainConfig) -> dict:
     """What must agree for a run to be resumed: everything but how it reports, saves and prefetches."""
-    free = {"log_every": 0, "checkpoint_every": 0, "keep": 0}
-    fixed = dataclasses.replace(config, **free, data=dataclasses.replace(config.data, workers=0))
-    return json.loads(json.dumps(dataclasses.asdict(fixed)))
+    identity = dataclasses.asdict(config) | {"log_every": 0, "checkpoint_every": 0, "keep": 0}
+    identity["data"]["workers"] = 0
+    return json.loads(json.dumps(identity))
 
 
 def _place(run: TrainSetup, start: StartingModel) -> tuple[TrainState, dict]:

@@ -10,6 +10,7 @@ import optax
 from virtue_jax.config import VirtueConfig
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.models.virtue import Virtue
+from virtue_jax.ops.attention import check_backend
 from virtue_jax.parallel.mesh import Mesh, replicated, rows
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.optimizer import make_optimizer
@@ -37,8 +38,10 @@ class TrainSetup:
 
 def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     """Raises:
-    ValueError: a trainable pattern that matches nothing, or an impossible schedule.
+    ValueError: a trainable pattern that matches nothing, an impossible schedule, an attention backend that cannot
+        run on the mesh.
     """
+    check_backend(config.numerics.attention, mesh.devices.flat[0].platform)
     model = abstract_virtue(virtue, config.numerics)
     shapes = parameters(model)
     chosen = select(sorted(shapes), config.trainable)
