@@ -100,6 +100,6 @@ def test_report_is_printed_and_plotted(questions, tmp_path):
     report = evaluate_scar(Oracle(questions), questions)
     print_report(report, console)
     text = console.export_text()
-    assert "true prompt" in text and "100.0" in text and "vs object_swap" in text
+    assert "true prompt" in text and "100.0" in text and "vs object" in text
     plot_report(report, tmp_path / "plot.png")
     assert load_image(tmp_path / "plot.png", "plot").shape[1] == 1200

@@ -8,9 +8,11 @@ from rich.table import Table
 NAMES = {
     "prompt": "true prompt",
     "none": "no prompt",
-    "wrong": "wrong object's prompt",
-    "crop": "crop, no prompt",
+    "wrong": "another's prompt",
+    "crop": "crop instead",
 }
+# SCaR's names for what a distractor swaps, in a word; others stand as they are.
+SWAPPED = {"global_context": "scene", "background_relation": "relation", "object_swap": "object"}
 CHANCE, CHANCE_BY_TYPE = 0.1, 0.25
 
 
@@ -19,7 +21,11 @@ def print_report(report: dict, console: Console) -> None:
     first = next(iter(report.values()))
     table = Table(title="SCaR, hit@1 in percent (chance 10; by distractor type 25)")
     table.add_column("query")
-    columns = ["all", *(first["datasets"] if len(first["datasets"]) > 1 else ()), *(f"vs {t}" for t in first["types"])]
+    columns = [
+        "all",
+        *(first["datasets"] if len(first["datasets"]) > 1 else ()),
+        *(f"vs {SWAPPED.get(t, t)}" for t in first["types"]),
+    ]
     for name in [*columns, "questions"]:
         table.add_column(name, justify="right")
     for mode, result in report.items():
@@ -36,7 +42,7 @@ def plot_report(report: dict, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: matplotlib takes a second
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     whole, by_type = figure.subplots(1, 2, width_ratios=(2, 3), sharey=True)
     for i, (mode, result) in enumerate(report.items()):
@@ -52,10 +58,10 @@ def plot_report(report: dict, path: Path) -> None:
     whole.axhline(100 * CHANCE, color="black", linestyle=":", linewidth=1)
     whole.set(title="all ten candidates", ylabel="hit@1 (%)", ylim=(0, 105))
     kinds = list(next(iter(report.values()))["types"])
-    by_type.set_xticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+    by_type.set_xticks(range(len(kinds)), [f"{SWAPPED.get(kind, kind)} swapped" for kind in kinds])
     by_type.axhline(100 * CHANCE_BY_TYPE, color="black", linestyle=":", linewidth=1, label="chance")
     by_type.set_title("against one type of distractor")
-    by_type.legend(fontsize="small", loc="lower right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=5)
     figure.suptitle("SCaR: does the visual prompt find the caption?")
     figure.savefig(path, dpi=120)
 
