@@ -19,7 +19,7 @@ from converters import adapter, connector, hf_config, qwen2_vl, sam2
 from converters.progress import byte_progress
 from converters.rules import expand
 from converters.safetensors_file import TensorInfo, write_safetensors
-from converters.sam2_yaml import sam2_yaml
+from converters.sam2_yaml import META_DECODER_HEADS, sam2_yaml
 from converters.stored_model import StoredModel, Weights
 from converters.torch_file import save_torch
 from virtue_jax.new_directory import new_directory
@@ -56,6 +56,11 @@ def run(request: ExportRequest, console: Console | None = None, shard_bytes: int
             if model.config.adapter is not None and not request.merge_adapter:
                 _write_adapter(model, folder / "adapter", request.adapter_names, progress)
             _write_vlm(model, vlm, request, shard_bytes, progress)
+    if (heads := model.config.sam2.decoder_heads) != META_DECODER_HEADS:
+        console.print(
+            f"[yellow]Meta's code cannot run sam2.pt: it builds a mask decoder of {META_DECODER_HEADS} heads, this "
+            f"model's has {heads}[/] (our own import reads the number from sam2.yaml)"
+        )
     console.print(f"wrote {request.out}", highlight=False, soft_wrap=True)
 
 

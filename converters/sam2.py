@@ -22,6 +22,7 @@ from converters.rules import (
     without_two_leading,
 )
 from converters.safetensors_file import TensorInfo
+from converters.sam2_yaml import META_DECODER_HEADS, OWN_KEY
 from virtue_jax.config import HieraConfig, Sam2Config
 
 # What a state dict cannot tell, for the published sizes, by (embed_dim, stages): facebookresearch/sam2 configs/sam2.1.
@@ -239,7 +240,8 @@ def _indices(infos: Mapping[str, TensorInfo], pattern: str) -> list[int]:
 
 
 def _with_yaml(told: dict, trunk: dict, file: Path, where: str) -> Sam2Config:
-    model = _read_yaml(file)
+    document = _read_yaml(file)
+    model = document["model"]
     encoder = model["image_encoder"]
     stated = {**_TRUNK_DEFAULTS, **{k: v for k, v in encoder["trunk"].items() if k in _TRUNK_DEFAULTS}}
     stated = {k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()}
@@ -261,15 +263,17 @@ def _with_yaml(told: dict, trunk: dict, file: Path, where: str) -> Sam2Config:
         hiera=_hiera(trunk, rest),
         image_size=model.get("image_size", 512),
         fpn_top_down_levels=tuple(neck.get("fpn_top_down_levels") or range(len(trunk["stages"]))),
+        decoder_heads=document.get(OWN_KEY, {}).get("decoder_heads", META_DECODER_HEADS),
         **told,
     )
 
 
 def _read_yaml(file: Path) -> dict:
     try:
-        model = yaml.safe_load(file.read_text())["model"]
-        model["image_encoder"]["trunk"].items()
+        document = yaml.safe_load(file.read_text())
+        document["model"]["image_encoder"]["trunk"].items()
+        document.get(OWN_KEY, {}).items()
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         reason = f"expected a SAM-2 config with model.image_encoder.trunk ({error!r})"
         raise CheckpointError([f"{file}: {reason}"]) from error
-    return model
+    return document

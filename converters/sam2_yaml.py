@@ -9,6 +9,11 @@ from virtue_jax.config import Sam2Config
 
 _MODELING = "sam2.modeling"
 
+# Meta's code builds its mask decoder with this many heads, which neither yaml nor weights tell. A model with another
+# number says so under a key of ours, beside the `model` that Meta's code reads.
+META_DECODER_HEADS = 8
+OWN_KEY = "virtue_jax"
+
 
 def sam2_yaml(config: Sam2Config, carried: Mapping[str, TensorInfo]) -> str:
     """The yaml of `config`; the sizes of the tracking modules from their carried tensors, else as published."""
@@ -44,7 +49,10 @@ def sam2_yaml(config: Sam2Config, carried: Mapping[str, TensorInfo]) -> str:
         "image_size": config.image_size,
         **_TRACKING_OPTIONS,
     }
-    return "# @package _global_\n" + yaml.safe_dump({"model": model}, sort_keys=False)
+    document = {"model": model}
+    if config.decoder_heads != META_DECODER_HEADS:
+        document[OWN_KEY] = {"decoder_heads": config.decoder_heads}
+    return "# @package _global_\n" + yaml.safe_dump(document, sort_keys=False)
 
 
 # How the published SAM-2.1 configs set the tracker; a strict load needs the modules that these switches create.
