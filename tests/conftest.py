@@ -2,10 +2,15 @@
 
 import io
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests compile the same programs again and again: in other tests, workers, subprocesses.
+    _compiled = tempfile.TemporaryDirectory(prefix="virtue_jax_compiled_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 
 import numpy as np
 import pytest
@@ -21,24 +26,27 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(golden, tmp_path_factory):
-    """`tiny_model_dir(adapter)`: a float32 model directory of the golden tiny checkpoint, with its adapter or not."""
+    """`tiny_model_dir(adapter, **changes)`: a float32 model directory of the golden tiny checkpoint.
+
+    adapter: whether with its adapter, or the folder of another. changes: fields of the `ImportRequest` that differ.
+    """
     from converters.importing import ImportRequest, run
 
     tiny, made = golden / "tiny", {}
 
-    def model_dir(adapter: bool = False) -> Path:
-        if adapter not in made:
-            made[adapter] = tmp_path_factory.mktemp("tiny") / ("adapted" if adapter else "base")
-            run(
-                ImportRequest(
-                    out=made[adapter],
-                    sam2=tiny / "sam2_tiny.pt",
-                    vlm=tiny / "vlm",
-                    connector=tiny / "sam2_reducer_and_vlm_layer.pth",
-                    adapter=tiny / "adapter" if adapter else None,
-                )
-            )
-        return made[adapter]
+    def model_dir(adapter: bool | Path = False, **changes) -> Path:
+        key = (adapter, *sorted(changes.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("tiny") / "model"
+            values = {
+                "out": made[key],
+                "sam2": tiny / "sam2_tiny.pt",
+                "vlm": tiny / "vlm",
+                "connector": tiny / "sam2_reducer_and_vlm_layer.pth",
+                "adapter": (tiny / "adapter" if adapter is True else adapter) or None,
+            }
+            run(ImportRequest(**(values | changes)))
+        return made[key]
 
     return model_dir
 
