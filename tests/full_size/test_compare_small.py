@@ -61,7 +61,9 @@ def test_seconds_and_memory_are_told_and_nothing_else_is_left(finished, report):
     assert set(report["processes"]) == PROCESSES
     assert all(x["wall_s"] > 0 and x["cpu_s"] > 0 and x["peak_gib"] > 0.05 for x in report["processes"].values())
     assert report["inside"]["jax_bfloat16"]["compile_s"] > 0
-    assert 8.2e9 < report["inside"]["shapes"]["parameters"] < 8.4e9
+    # Qwen2-VL-7B has 8.29e9 parameters, 0.545e9 of them the `lm_head` that an embedder leaves out; SAM-2.1 b+ and the
+    # connector add 0.074e9.
+    assert 7.81e9 < report["inside"]["shapes"]["parameters"] < 7.83e9
     assert "jax bfloat16" in output and "agrees" in output
     assert [path.name for path in workdir.iterdir()] == ["full_size_report.json"]
     assert not (workdir / FOLDER).exists()
