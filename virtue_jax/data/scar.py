@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from virtue_jax.data.example import Example, InvalidExample, TrainingPair
-from virtue_jax.data.parquet import ParquetRows, parquet_files
+from virtue_jax.data.example import Example, TrainingPair
+from virtue_jax.data.parquet import parquet_files
 from virtue_jax.data.scar_row import (
-    as_list,
     bare_text,
     candidate_texts,
     object_box,
@@ -24,6 +23,7 @@ from virtue_jax.data.scar_row import (
     object_point,
     object_prompt,
 )
+from virtue_jax.data.table_rows import TableRows
 
 PROMPT_KINDS = ("box", "point", "mask", "none")
 
@@ -57,57 +57,16 @@ class ScarQuestion:
         return self.query.origin
 
 
-class _ScarRows:
-    """Random access to the rows of several files as if they were one, and the parts that both schemas share."""
+class _ScarRows(TableRows):
+    """What training and evaluation rows share: they point at an object on the query's image."""
 
     def __init__(self, where, required: Sequence[str], optional: Sequence[str], image_root):
-        text, path = required[:2]
-        files = parquet_files(where, text)
-        self.tables = [ParquetRows(file, required, optional, repeated=(text, path)) for file in files]
-        self._starts = np.cumsum([0, *(len(table) for table in self.tables)])
-        self._root = None if image_root is None else Path(image_root)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def locate(self, row: int) -> tuple[ParquetRows, int]:
-        """The file of a row, and its number in that file."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.tables[number], row - int(self._starts[number])
-
-    def origin(self, row: int) -> str:
-        table, number = self.locate(row)
-        return table.origin(number)
-
-    def image_path(self, table: ParquetRows, relative: object, origin: str) -> str:
-        if not isinstance(relative, str) or not relative:
-            raise InvalidExample(
-                f"{origin}: qry_image_path is {relative!r}; expected a path relative to the image root"
-            )
-        beside = table.path.parent / "images"
-        root = self._root or (beside if beside.is_dir() else table.path.parent)
-        path = root / relative
-        if not path.is_file():
-            raise InvalidExample(
-                f"{origin}: image {relative!r} is not in the image root {str(root)!r}; "
-                "put it there or pass another image_root"
-            )
-        return str(path)
+        super().__init__(parquet_files(where, required[0]), required, optional, image_root)
 
     def box(self, row: int) -> tuple[float, float, float, float]:
         """(x1, y1, x2, y2) of a row's object, without reading the rest of the row."""
         table, number = self.locate(row)
         return object_box(table.column("bbox")[number].as_py(), table.origin(number))
-
-    def rows_by_image(self) -> dict[tuple[str, str], list[int]]:
-        """(file, image path) -> the rows that ask about this image: where the other objects of an image are found."""
-        rows: dict[tuple[str, str], list[int]] = {}
-        for table, start in zip(self.tables, self._starts.tolist(), strict=False):
-            for number, path in enumerate(table.column("qry_image_path").to_pylist()):
-                rows.setdefault((table.path.name, path), []).append(start + number)
-        return rows
 
 
 class ScarTraining(_ScarRows):
@@ -146,24 +105,8 @@ class ScarTraining(_ScarRows):
         query = Example(
             bare_text(values["qry"], "qry", origin), (image,), object_prompt(kind, values, image, origin), origin
         )
-        positive = self._target(table, values["pos_text"], values["pos_image_path"], "pos_text", origin)
-        return TrainingPair(query, positive, self._negatives(table, values, origin))
-
-    def _target(self, table: ParquetRows, text: object, image: object, column: str, origin: str) -> Example:
-        images = (self.image_path(table, image, origin),) if image else ()
-        return Example(bare_text(text, column, origin), images, None, f"{origin} {column}")
-
-    def _negatives(self, table: ParquetRows, values: dict, origin: str) -> tuple[Example, ...]:
-        texts, images = (as_list(values.get(name)) for name in ("neg_text", "neg_image_path"))
-        if texts and images and len(texts) != len(images):
-            raise InvalidExample(
-                f"{origin}: {len(texts)} neg_text but {len(images)} neg_image_path; expected one path (or '') per text"
-            )
-        count = max(len(texts), len(images))
-        pairs = zip(texts or [""] * count, images or [""] * count, strict=True)
-        return tuple(
-            self._target(table, text or "", image, "neg_text", origin) for text, image in pairs if text or image
-        )
+        positive = self.side("positive", table, values["pos_text"], values["pos_image_path"], origin)
+        return TrainingPair(query, positive, self.negatives(table, values, origin))
 
 
 class ScarEvaluation(_ScarRows):
