@@ -161,6 +161,12 @@ class Compat:
         return cls.released() if name == "released" else cls.paper()
 
 
+# Of images with values in 0..1, per colour channel: Qwen2-VL's tower (CLIP's numbers) and SAM-2 (ImageNet's).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 POSITION_SCHEMES = ("prefix", "sequential", "mrope")
 FLOATS = ("float32", "bfloat16", "float16")
 
@@ -190,18 +196,27 @@ class VirtueConfig:
         return (self.sam2.embedding_size // self.CONNECTOR_STRIDE) ** 2
 
 
+REMAT = ("none", "layer", "dots", "auto")
+
+
 @dataclass(frozen=True)
 class Numerics:
-    """How a model computes: activation dtype, parameter dtype, attention backend, rematerialisation of layers."""
+    """How a model computes: activation dtype, parameter dtype, attention backend, rematerialisation.
+
+    remat: what a backward pass keeps of each layer: everything ("none"), its input ("layer": everything else is
+    computed again), or the results of its matrix products too ("dots"). "auto": training chooses by a memory estimate;
+    without training the same as "none".
+    """
 
     compute: str = "float32"
     params: str = "float32"
     attention: str = "xla"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         _one_of("numerics.compute", self.compute, FLOATS)
         _one_of("numerics.params", self.params, FLOATS)
+        _one_of("numerics.remat", self.remat, REMAT)
 
 
 def to_dict(config: Any) -> dict:
@@ -233,9 +248,19 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return None
         (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected the values of a {hint.__name__}, got {value!r}")
         return from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:
-        return tuple(value)
+        (item, *_) = typing.get_args(hint)
+        if not dataclasses.is_dataclass(item):
+            return tuple(value)
+        return tuple(_coerce(item, each, f"{where}[{i}]") for i, each in enumerate(value))
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected names with values, got {value!r}")
+        _, item = typing.get_args(hint)
+        return {name: _coerce(item, each, f"{where}.{name}") for name, each in value.items()}
     if hint is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, hint):

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import AdapterConfig, Numerics, VirtueConfig
+from virtue_jax.parallel.mesh import MeshConfig
+from virtue_jax.train.loss import LossConfig
 from virtue_jax.train.optimizer import OptimizerConfig
 
 
@@ -26,33 +28,70 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What to train on: `kind` "scar" (SCaR parquet, the `scenes` generator's included) or "jsonl".
+class SourceConfig:
+    """One data set: `kind` "scar" (SCaR parquet, the `scenes` generator's included), "mmeb" or "jsonl".
 
     path: file or folder; image_root: folder that image paths are relative to (default: beside the data).
-    prompts: weights of the visual prompt that a SCaR query carries; hard_negatives: distractors per query used as
-    further targets, 0 = none. queries, targets: static row shapes; `queries.examples` queries of one image share a
-    row, and so one run of the image towers; targets stand one to a row.
+    weight: share of this source in the mixture, by pairs; limit: only the first so many rows, 0 = all.
+    box_weight, point_weight, mask_weight: of the kinds of visual prompt that a SCaR query carries.
     """
 
     path: str
-    queries: RowShape
-    targets: RowShape
     kind: str = "scar"
     image_root: str = ""
+    weight: float = 1.0
+    limit: int = 0
     box_weight: float = 1.0
     point_weight: float = 0.0
     mask_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """`rows` packed rows of one shape in every step, over all processes; `micro_batches`: in how many parts they are
+    encoded, 0 = chosen from the memory estimate."""
+
+    shape: RowShape
+    rows: int
+    micro_batches: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on, and how it is packed.
+
+    sources, rows: by names of one's own choice. rows: the row groups of a step, those without images last; empty =
+    chosen from the sources' lengths.
+    hard_negatives: distractors per query used as further targets. share_images: at most so many queries on one image
+    share a row, and so one run of the image towers. interleave: consecutive pairs taken from one source (the
+    reference's sub-batches). streams: independent packing streams, a multiple of the number of processes; the order of
+    the data depends on it. pixels: dtype in which images travel to the devices, "float32" or "uint8" (rounded to a
+    grey level for SAM, exact for Qwen's tower). workers: processes that read and encode, 0 = threads.
+    bad_rows: share of rows that may be unreadable before the run stops.
+    """
+
+    sources: dict[str, SourceConfig]
+    rows: dict[str, RowGroup] = field(default_factory=dict)
     hard_negatives: int = 0
+    share_images: int = 1
+    interleave: int = 64
+    streams: int = 1
+    pixels: str = "float32"
     workers: int = 0
+    prefetch: int = 2
+    bad_rows: float = 0.001
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. `batch_size` counts query rows over all processes; `*_micro_batches` in how many parts they are encoded.
+    """One run. `batch_size`: pairs per step over all processes (a step may hold fewer where rows are full).
 
     trainable: patterns over parameter paths (whole matches); everything else is frozen.
-    checkpoint_every: steps between checkpoints; `keep` of them stay.
+    checkpoint_every: steps between checkpoints; checkpoint_minutes: a checkpoint also after so much time, 0 = never;
+    `keep` of them stay. nonfinite: "stop" at a loss or gradient that is not finite, or "skip" such a step, at most
+    `skip_limit` times in a run. watchdog_minutes: without a finished step for so long, the process dumps its stacks and
+    exits, 0 = never. profile_steps: first and last step of a profiler trace, empty = none.
+    memory_gib: of one device, for what is chosen from the memory estimate; 0 = what the device says.
     """
 
     model: ModelConfig
@@ -62,19 +101,25 @@ class TrainConfig:
     trainable: tuple[str, ...] = (r"text\..*\.(lora_a|lora_b|magnitude)", r"connector\..*")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     numerics: Numerics = field(default_factory=Numerics)
-    temperature: float = 0.02
-    query_micro_batches: int = 1
-    target_micro_batches: int = 1
+    loss: LossConfig = field(default_factory=LossConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 0.0
     keep: int = 2
+    nonfinite: str = "stop"
+    skip_limit: int = 10
+    watchdog_minutes: float = 0.0
+    profile_steps: tuple[int, ...] = ()
+    memory_gib: float = 0.0
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "query_micro_batches", "target_micro_batches")
-        counts += ("log_every", "checkpoint_every", "keep")
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep")
         wrong = {name: getattr(self, name) for name in counts if getattr(self, name) < 1}
         if wrong:
             raise ValueError(f"config: {wrong}: expected whole numbers of at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"config.temperature: {self.temperature}: expected a number above 0")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ValueError(f"config.nonfinite: {self.nonfinite!r} is not one of stop, skip")
+        if self.profile_steps and (len(self.profile_steps) != 2 or self.profile_steps[0] > self.profile_steps[1]):
+            raise ValueError(f"config.profile_steps: {self.profile_steps}: expected (first, last) or nothing")
