@@ -87,7 +87,7 @@ class Embedder:
                 self._encode(examples[i], i, segmentation) for i in range(start, min(start + WINDOW, len(examples)))
             ]
             for shape, members in _by_shape(window):
-                for part in _parts(members, self._rows[shape.images > 0]):
+                for part in _parts(members, self._rows[shape.vision_rows > 0]):
                     out[[start + i for i in part]] = self._embed_rows([window[i] for i in part], shape)
                     done += len(part)
                     if progress is not None:

@@ -3,8 +3,9 @@ import time
 import numpy as np
 import pytest
 
+from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from virtue_jax.data.qwen_image import qwen_image
-from virtue_jax.data.sam_image import IMAGENET_MEAN, IMAGENET_STD, resize, resize_weights, sam_image
+from virtue_jax.data.sam_image import resize, resize_weights, sam_image
 
 
 def assert_matches(made: np.ndarray, golden: dict, atol: float, prefix: str = "") -> None:

@@ -1,4 +1,4 @@
-"""One Example -> numpy arrays: tokens, rotary positions, image inputs, encoded prompt."""
+"""One Example -> numpy arrays: tokens, rotary positions, grey levels of its images, encoded prompt."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,8 @@ from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.images import load_image
 from virtue_jax.data.positions import ImageSpan, rotary_positions
 from virtue_jax.data.prompts import EncodedPrompt, encode_prompt, prompt_text
-from virtue_jax.data.qwen_image import qwen_image
-from virtue_jax.data.sam_image import sam_image
+from virtue_jax.data.qwen_image import normalise, normalise_patches, qwen_image
+from virtue_jax.data.sam_image import sam_image, sam_levels
 from virtue_jax.data.tokens import Tokenizer
 
 
@@ -22,8 +22,9 @@ class EncodedImage:
     """One image for both towers.
 
     key: the same for the same file or the same bytes; images of one key are stored once in a row.
-    size: (H, W) of the image as stored. patches: float32[P, 588]. patch_yx: int32[P, 2]. grid: rows and columns of
-    patches. sam: float32[S, S, 3], or None where no prompt is on this image.
+    size: (H, W) of the image as stored. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
+    columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
+    this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen").
     """
 
     key: str
@@ -32,10 +33,25 @@ class EncodedImage:
     patch_yx: np.ndarray
     grid: tuple[int, int]
     sam: np.ndarray | None = None
+    sam_normalised: bool = False
 
     @property
     def vision_tokens(self) -> int:
         return len(self.patches) // 4
+
+    def write_patches(self, out: np.ndarray) -> None:
+        """Into [P, 588]: grey levels where that is uint8, CLIP-normalised where it is float32."""
+        if out.dtype == np.uint8:
+            out[...] = self.patches
+        else:
+            normalise_patches(self.patches, out)
+
+    def write_sam(self, out: np.ndarray) -> None:
+        """SAM-2's input into [S, S, 3]: rounded grey levels where that is uint8, normalised where it is float32."""
+        if out.dtype == np.uint8:
+            sam_levels(self.sam, len(out), out)
+        else:
+            sam_image(normalise(self.sam) if self.sam_normalised else self.sam, len(out), out)
 
 
 @dataclass(frozen=True)
@@ -139,11 +155,9 @@ class ExampleEncoder:
     def _image(self, source, key: str, origin: str, with_sam: bool) -> EncodedImage:
         pixels = load_image(source, origin)
         qwen = qwen_image(pixels, self.config, origin)
-        sam = None
-        if with_sam:
-            sam_source = pixels if self.config.compat.sam_source == "raw" else qwen.pixels
-            sam = sam_image(sam_source, self.config.sam2.image_size)
-        return EncodedImage(key, pixels.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam)
+        normalised = self.config.compat.sam_source == "qwen"
+        sam = (qwen.pixels if normalised else pixels) if with_sam else None
+        return EncodedImage(key, pixels.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised)
 
 
 def image_key(source: str | os.PathLike | bytes) -> str:

@@ -71,8 +71,20 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """A query with its positive target and any hard negatives."""
+    """A query with its positive targets and any hard negatives. positives: at least one; a single Example may be given
+    in place of a tuple of one."""
 
     query: Example
-    positive: Example
+    positives: tuple[Example, ...]
     negatives: tuple[Example, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.positives, Example):
+            object.__setattr__(self, "positives", (self.positives,))
+        if not self.positives:
+            raise InvalidExample(f"{self.query.origin}: no positive target; give at least one")
+
+    @property
+    def positive(self) -> Example:
+        """The first positive."""
+        return self.positives[0]

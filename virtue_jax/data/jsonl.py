@@ -3,7 +3,8 @@
 A line to embed: {"image": path or [paths], "text": str, "box": [x1, y1, x2, y2], "points": [[x, y, label], ...],
 "mask": path}, all optional but one of image and text; coordinates in the first image's own pixels. "sam_box" and
 "sam_point" ([x, y], [x, y, label] or a list of these) stand for box and points in SAM's 1024 frame. A training line:
-{"query": {...}, "positive": {...}, "negatives": [{...}, ...]} of such objects. Paths are relative to the file's folder.
+{"query": {...}, "positive": {...}, "negatives": [{...}, ...]} of such objects; "positive" may be a list of several.
+Paths are relative to the file's folder.
 """
 
 import json
@@ -69,12 +70,21 @@ class JsonlTraining:
         negatives = record.get("negatives", [])
         if not isinstance(negatives, list):
             raise InvalidExample(f"{origin}: negatives is {_shown(negatives)}; expected a list of objects")
+        positives, several = record["positive"], isinstance(record["positive"], list)
+        if several and not positives:
+            raise InvalidExample(f"{origin}: positive is an empty list; give at least one")
         folder = self.path.parent
         return TrainingPair(
             parse_example(record["query"], folder, f"{origin} query"),
-            parse_example(record["positive"], folder, f"{origin} positive"),
-            tuple(parse_example(value, folder, f"{origin} negatives[{i}]") for i, value in enumerate(negatives)),
+            _parse_all(positives, folder, f"{origin} positive")
+            if several
+            else (parse_example(positives, folder, f"{origin} positive"),),
+            _parse_all(negatives, folder, f"{origin} negatives"),
         )
+
+
+def _parse_all(records: list, folder: Path, origin: str) -> tuple[Example, ...]:
+    return tuple(parse_example(record, folder, f"{origin}[{i}]") for i, record in enumerate(records))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,28 +1,46 @@
 """Encoded examples -> one packed row group, a `Batch` of static shape (`virtue_jax/batch.py`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from typing import NamedTuple
 
 import numpy as np
 
-from virtue_jax.batch import NO_TOKEN, QUERY, Batch, RowShape
+from virtue_jax.batch import QUERY, TARGET, Batch, RowShape
 from virtue_jax.data.encode import EncodedExample, EncodedImage
+from virtue_jax.data.layout import PATCHES_PER_TOKEN, check_shape, empty_batch
 from virtue_jax.data.prompts import EncodedPrompt
 
 Row = Sequence[EncodedExample]
-PATCHES_PER_TOKEN = 4  # Qwen2-VL merges 2x2 patches into one vision token
-UNUSED_PAIR = -1
+
+
+class Label(NamedTuple):
+    """What an example is to the loss: a query with the contents of the targets it matches, or a target with its own."""
+
+    side: int
+    content: int = -1
+    positives: tuple[int, ...] = ()
+
+    @classmethod
+    def query(cls, *positives: int) -> "Label":
+        return cls(QUERY, -1, positives)
+
+    @classmethod
+    def target(cls, content: int) -> "Label":
+        return cls(TARGET, content)
 
 
 def row_need(row: Row) -> RowShape:
-    """The smallest shape that holds one row; images shared by its examples are counted once."""
-    images = _distinct_images(row)
+    """The smallest shape that holds one row, with a vision row for each of its images; images that its examples share
+    are counted once. Labels are not counted: `positives` is 1."""
+    images = distinct_images(row)
     prompts = [example.prompt for example in row if example.prompt is not None]
     return RowShape(
         slots=sum(len(example) for example in row),
         examples=len(row),
-        images=len(images),
-        patches=sum(len(image.patches) for image in images.values()),
+        vision_rows=len(images),
+        patches=max((len(image.patches) for image in images.values()), default=0),
+        images=len(prompted_images(row)),
         prompts=len(prompts),
         points=max((len(prompt.labels) for prompt in prompts), default=0),
         masks=any(prompt.mask is not None for prompt in prompts),
@@ -46,7 +64,7 @@ def row_shape(rows: Sequence[Row], *, slots: int | Sequence[int] = 1, patches: i
         longest = max(range(len(needs)), key=lambda i: getattr(needs[i], name))
         most[name] = _round_up(most[name], steps, name, f"row {longest} ({_origins(rows[longest])})")
     shape = RowShape(**most)
-    _check_shape(shape)
+    check_shape(shape)
     return shape
 
 
@@ -57,57 +75,44 @@ def pack_rows(
     segmentation_tokens: int,
     sam_size: int,
     patch_dim: int = 588,
-    sides: Sequence[Sequence[int]] | None = None,
-    pairs: Sequence[Sequence[int]] | None = None,
+    pixels: str = "float32",
+    labels: Sequence[Sequence[Label]] | None = None,
+    vision: Sequence[Mapping[str, int]] | None = None,
+    each: Callable = map,
 ) -> Batch:
     """Packs each row's examples one after another, padding at the right.
 
-    segmentation_tokens, sam_size, patch_dim: of the model (`VirtueConfig`). sides, pairs: QUERY or TARGET, and pair
-    id, of each example; without them every example is a query with a pair id of its own (embedding only). An image that
-    several examples of a row share (same key) is stored once. SAM inputs are zero for images that no prompt is on.
-    Unused places have pair UNUSED_PAIR and labels NO_TOKEN. A group whose shape has images = 0 (prompts = 0) has None
-    from `vision_slot` (`prompt_slot`) on; one without masks has no `prompt_masks`.
+    segmentation_tokens, sam_size, patch_dim: of the model (`VirtueConfig`). pixels: dtype of `patches` and
+    `sam_images`; "uint8" = grey levels. labels: of each example; without them every example is a query without
+    positives (embedding only). vision: {image key: vision row} per row; without it the images go first-fit, in order
+    of first use. An image that several examples of a row share (same key) is stored once. `sam_images` holds the
+    images that prompts are on. A group whose shape has patches = 0 (prompts = 0) has None from `vision_slot`
+    (`prompt_slot`) on; one without masks has no `prompt_masks`. each: a `map` to write pixels with, such as a thread
+    pool's.
 
     Raises:
-        ValueError: a row that exceeds a capacity: names row, examples, what overflows, need and capacity; sides or
-            pairs that are not one per example; an impossible shape; examples encoded for another model.
+        ValueError: a row that exceeds a capacity: names row, examples, what overflows, need and capacity; labels that
+            are not one per example; an impossible shape; examples encoded for another model.
     """
-    _check_shape(shape)
-    _check_capacity(rows, shape)
+    check_shape(shape)
     lengths = [len(row) for row in rows]
-    for name, given in (("sides", sides), ("pairs", pairs)):
-        if given is not None and [len(row) for row in given] != lengths:
-            raise ValueError(f"{name}: {[len(row) for row in given]} per row, expected one per example: {lengths}")
-    batch = _empty(len(rows), shape, segmentation_tokens, sam_size, patch_dim)
+    if labels is not None and [len(row) for row in labels] != lengths:
+        raise ValueError(f"labels: {[len(row) for row in labels]} per row, expected one per example: {lengths}")
+    batch = empty_batch(len(rows), shape, sam_size, patch_dim, pixels)
+    writes: list[tuple[Callable, np.ndarray]] = []
     for r, row in enumerate(rows):
-        first = sum(lengths[:r])
-        batch.side[r, : len(row)] = QUERY if sides is None else sides[r]
-        batch.pair[r, : len(row)] = np.arange(first, first + len(row)) if pairs is None else pairs[r]
-        _place_row(batch, r, row, segmentation_tokens)
+        _check_capacity(r, row, shape, labels and labels[r])
+        for k, label in enumerate(labels[r] if labels is not None else [Label.query()] * len(row)):
+            batch.side[r, k], batch.content[r, k] = label.side, label.content
+            batch.positives[r, k, : len(label.positives)] = label.positives
+        where = first_fit_images(row, shape, r) if vision is None else vision[r]
+        writes += _place_row(batch, r, row, where, segmentation_tokens)
+    for _ in each(lambda write: write[0](write[1]), writes):
+        pass
     return batch
 
 
-def _place_row(batch: Batch, r: int, row: Row, segmentation_tokens: int) -> None:
-    first_token = _place_images(batch, r, row) if batch.patches is not None else {}
-    slot = prompts = 0
-    for k, example in enumerate(row):
-        place = slice(slot, slot + len(example))
-        slot = place.stop
-        batch.tokens[r, place] = example.tokens
-        batch.positions[r, :, place] = example.positions
-        batch.segments[r, place] = k + 1
-        batch.pool[r, k] = slot - 1
-        batch.valid[r, k] = True
-        if example.images:
-            batch.vision_slot[r, place] = _row_vision(example, first_token)
-        if example.prompt is not None:
-            batch.prompt_slot[r, place] = _row_segmentation(example, prompts, segmentation_tokens)
-            batch.prompt_image[r, prompts] = list(first_token).index(example.images[0].key)
-            _place_prompt(batch, r, prompts, example.prompt)
-            prompts += 1
-
-
-def _distinct_images(row: Row) -> dict[str, EncodedImage]:
+def distinct_images(row: Row) -> dict[str, EncodedImage]:
     """By key, in order of first use; the one with a SAM input wins over one without."""
     images: dict[str, EncodedImage] = {}
     for example in row:
@@ -123,20 +128,77 @@ def _distinct_images(row: Row) -> dict[str, EncodedImage]:
     return images
 
 
-def _place_images(batch: Batch, r: int, row: Row) -> dict[str, int]:
-    """Writes the row's images; returns the row's first vision token of each, in the order of their numbers."""
-    first_token, patch = {}, 0
-    for i, (key, image) in enumerate(_distinct_images(row).items()):
-        place = slice(patch, patch + len(image.patches))
-        first_token[key] = patch // PATCHES_PER_TOKEN
-        patch = place.stop
-        _check_model(image, batch)
-        batch.patches[r, place] = image.patches
-        batch.patch_yx[r, place] = image.patch_yx
-        batch.patch_segments[r, place] = i + 1
-        if batch.sam_images is not None and image.sam is not None:
-            batch.sam_images[r, i] = image.sam
-    return first_token
+def prompted_images(row: Row) -> list[str]:
+    """Keys of the images that prompts are on, in order of first use."""
+    return list(dict.fromkeys(example.images[0].key for example in row if example.prompt is not None))
+
+
+def first_fit_images(row: Row, shape: RowShape, r: int = 0) -> dict[str, int]:
+    """{image key: vision row}: each image in the first vision row with room.
+
+    Raises:
+        ValueError: they do not fit; names row `r` and its examples.
+    """
+    free = [shape.patches] * shape.vision_rows
+    where = {}
+    for key, image in distinct_images(row).items():
+        patches = len(image.patches)
+        v = next((v for v, room in enumerate(free) if room >= patches), None)
+        if v is None:
+            raise ValueError(
+                f"row {r} ({_origins(row)}) overflows: an image of {patches} patches finds no room in {len(free)} "
+                f"vision_rows of {shape.patches} patches; put fewer images into a row or enlarge them"
+            )
+        free[v] -= patches
+        where[key] = v
+    return where
+
+
+def _place_row(batch: Batch, r: int, row: Row, where: Mapping[str, int], segmentation_tokens: int) -> list:
+    """Writes everything but pixels; returns what writes these, each with the array to write into."""
+    first_token, writes = _place_images(batch, r, row, where) if batch.patches is not None else ({}, [])
+    prompted = prompted_images(row)
+    if batch.sam_images is not None:
+        images = distinct_images(row)
+        writes += [(images[key].write_sam, batch.sam_images[r, i]) for i, key in enumerate(prompted)]
+    slot = prompts = 0
+    for k, example in enumerate(row):
+        place = slice(slot, slot + len(example))
+        slot = place.stop
+        batch.tokens[r, place] = example.tokens
+        batch.positions[r, :, place] = example.positions
+        batch.segments[r, place] = k + 1
+        batch.pool[r, k] = slot - 1
+        batch.valid[r, k] = True
+        if example.images:
+            batch.vision_slot[r, place] = _row_vision(example, first_token)
+        if example.prompt is not None:
+            batch.prompt_slot[r, place] = _row_segmentation(example, prompts, segmentation_tokens)
+            batch.prompt_image[r, prompts] = prompted.index(example.images[0].key)
+            _place_prompt(batch, r, prompts, example.prompt)
+            prompts += 1
+    return writes
+
+
+def _place_images(batch: Batch, r: int, row: Row, where: Mapping[str, int]) -> tuple[dict[str, int], list]:
+    """The row's first vision token of each image, and what writes the patches."""
+    vision_rows, capacity, dim = batch.patches.shape[1:]
+    used, numbers = [0] * vision_rows, [0] * vision_rows
+    first_token, writes = {}, []
+    for key, image in distinct_images(row).items():
+        if image.patches.shape[1] != dim:
+            raise ValueError(
+                f"image {key}: patches have {image.patches.shape[1]} values, the model's {dim}; encode with its config"
+            )
+        v = where[key]
+        place = slice(used[v], used[v] + len(image.patches))
+        first_token[key] = (v * capacity + used[v]) // PATCHES_PER_TOKEN
+        used[v] = place.stop
+        numbers[v] += 1
+        batch.patch_yx[r, v, place] = image.patch_yx
+        batch.patch_segments[r, v, place] = numbers[v]
+        writes.append((image.write_patches, batch.patches[r, v, place]))
+    return first_token, writes
 
 
 def _row_vision(example: EncodedExample, first_token: dict[str, int]) -> np.ndarray:
@@ -159,78 +221,28 @@ def _place_prompt(batch: Batch, r: int, m: int, prompt: EncodedPrompt) -> None:
     batch.prompt_points[r, m, : len(prompt.points)] = prompt.points
     batch.prompt_labels[r, m, : len(prompt.labels)] = prompt.labels
     if prompt.mask is not None:
+        expected = batch.prompt_masks.shape[2:]
+        if prompt.mask.shape != expected:
+            raise ValueError(f"mask logits are {prompt.mask.shape}, the model's {expected}; encode with its config")
         batch.has_mask[r, m] = True
         batch.prompt_masks[r, m] = prompt.mask
 
 
-def _empty(rows: int, shape: RowShape, segmentation_tokens: int, sam_size: int, patch_dim: int) -> Batch:
-    """A batch of padding only."""
-    layout = batch_layout(shape, sam_size=sam_size, patch_dim=patch_dim)
-    filler = {"pair": UNUSED_PAIR, "vision_slot": -1, "prompt_slot": -1, "prompt_labels": NO_TOKEN}
-    return Batch(**{name: np.full((rows, *tail), filler.get(name, 0), dtype) for name, (dtype, tail) in layout.items()})
+def _check_capacity(r: int, row: Row, shape: RowShape, labels: Sequence[Label] | None) -> None:
+    need = row_need(row)
+    wanted = {name: getattr(need, name) for name in _COUNTED}
+    wanted["positives"] = max((len(label.positives) for label in labels or ()), default=0)
+    over = [
+        f"{name}: {n} needed, capacity {getattr(shape, name)}" for name, n in wanted.items() if n > getattr(shape, name)
+    ]
+    if over:
+        raise ValueError(
+            f"row {r} ({_origins(row)}) overflows: {'; '.join(over)}; put fewer examples into a row or enlarge it"
+        )
 
 
-def batch_layout(shape: RowShape, *, sam_size: int, patch_dim: int = 588) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """dtype and shape without the leading R of every array that a batch of this shape has; absent names are None."""
-    slots, examples, patches = shape.slots, shape.examples, shape.patches
-    layout = {
-        "tokens": (np.int32, (slots,)),
-        "segments": (np.int32, (slots,)),
-        "positions": (np.int32, (3, slots)),
-        "pool": (np.int32, (examples,)),
-        "side": (np.int32, (examples,)),
-        "pair": (np.int32, (examples,)),
-        "valid": (np.bool_, (examples,)),
-    }
-    if shape.images:
-        layout |= {
-            "vision_slot": (np.int32, (slots,)),
-            "patches": (np.float32, (patches, patch_dim)),
-            "patch_yx": (np.int32, (patches, 2)),
-            "patch_segments": (np.int32, (patches,)),
-        }
-    if shape.prompts:
-        layout |= {
-            "prompt_slot": (np.int32, (slots,)),
-            "sam_images": (np.float32, (shape.images, sam_size, sam_size, 3)),
-            "prompt_image": (np.int32, (shape.prompts,)),
-            "prompt_points": (np.float32, (shape.prompts, shape.points, 2)),
-            "prompt_labels": (np.int32, (shape.prompts, shape.points)),
-            "has_mask": (np.bool_, (shape.prompts,)),
-        }
-    if shape.masks:
-        layout["prompt_masks"] = (np.float32, (shape.prompts, sam_size // 4, sam_size // 4))
-    return layout
-
-
-def _check_shape(shape: RowShape) -> None:
-    if shape.patches % PATCHES_PER_TOKEN or bool(shape.patches) != bool(shape.images):
-        raise ValueError(f"{shape}: patches must be a multiple of 4, and 0 exactly where images is 0")
-    if (shape.prompts and not shape.images) or ((shape.points or shape.masks) and not shape.prompts):
-        raise ValueError(f"{shape}: prompts need images; points and masks need prompts")
-
-
-def _check_model(image: EncodedImage, batch: Batch) -> None:
-    expected = {"patches": (image.patches.shape[1:], batch.patches.shape[2:])}
-    if batch.sam_images is not None and image.sam is not None:
-        expected["sam_images"] = (image.sam.shape, batch.sam_images.shape[2:])
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
-            raise ValueError(f"image {image.key}: {name} are {found}, the model's {wanted}; encode with its config")
-
-
-def _check_capacity(rows: Sequence[Row], shape: RowShape) -> None:
-    for r, row in enumerate(rows):
-        need = row_need(row)
-        over = [
-            f"{field.name}: {getattr(need, field.name)} needed, capacity {getattr(shape, field.name)}"
-            for field in fields(RowShape)
-            if getattr(need, field.name) > getattr(shape, field.name)
-        ]
-        if over:
-            raise ValueError(
-                f"row {r} ({_origins(row)}) overflows: {'; '.join(over)}; put fewer examples into a row or enlarge it"
-            )
+# Vision rows are not: several images may share one.
+_COUNTED = ("slots", "examples", "patches", "images", "prompts", "points", "masks")
 
 
 def _round_up(need: int, steps: int | Sequence[int], name: str, where: str) -> int:

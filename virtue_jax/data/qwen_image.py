@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from virtue_jax.config import VirtueConfig
+from virtue_jax.config import CLIP_MEAN, CLIP_STD, VirtueConfig
 from virtue_jax.data.example import InvalidExample
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
 
 
@@ -19,9 +17,10 @@ MAX_ASPECT_RATIO = 200
 class QwenImage:
     """One image as the vision tower takes it.
 
-    pixels: float32[h, w, 3], resized and CLIP-normalised. patches: float32[P, 588], values (channel, y, x), ordered
-    (merged row, merged column, row in the 2x2 merge, column in it). patch_yx: int32[P, 2], row and column of each
-    patch. grid: rows and columns of patches; P = rows * columns, and the tower makes P / 4 vision tokens.
+    pixels: uint8[h, w, 3], grey levels after the resize; `normalise` makes what the tower computes with. patches:
+    uint8[P, 588], the same, values (channel, y, x), ordered (merged row, merged column, row in the 2x2 merge, column
+    in it). patch_yx: int32[P, 2], row and column of each patch. grid: rows and columns of patches; P = rows * columns,
+    and the tower makes P / 4 vision tokens.
     """
 
     pixels: np.ndarray
@@ -52,7 +51,7 @@ def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, f
 
 
 def qwen_image(image: np.ndarray, config: VirtueConfig, origin: str) -> QwenImage:
-    """Resizes (bicubic, rounded to grey levels), normalises and cuts uint8[H, W, 3] into patches.
+    """Resizes (bicubic, rounded to grey levels) and cuts uint8[H, W, 3] into patches.
 
     An image with a side under one merged patch (28 pixels) is first resized to 56x56, without regard to its aspect
     ratio, as the reference's processor function does.
@@ -74,19 +73,31 @@ def qwen_image(image: np.ndarray, config: VirtueConfig, origin: str) -> QwenImag
     height, width = smart_resize(
         height, width, min_pixels=config.min_pixels, max_pixels=config.max_pixels, factor=factor
     )
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = _normalised_levels()[np.asarray(picture), np.arange(3)]
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     return QwenImage(pixels, *patchify(pixels, config.vision.patch_size, config.vision.spatial_merge_size))
 
 
 def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Cuts float32[h, w, 3] into (patches, patch_yx, grid) of `QwenImage`; h and w are multiples of patch * merge."""
+    """Cuts [h, w, 3] into (patches, patch_yx, grid) of `QwenImage`; h and w are multiples of patch * merge."""
     rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
     blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3 * patch * patch)
     yx = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).astype(np.int32)
     yx = yx.reshape(rows // merge, merge, columns // merge, merge, 2).transpose(0, 2, 1, 3, 4).reshape(-1, 2)
     return np.ascontiguousarray(patches), np.ascontiguousarray(yx), (rows, columns)
+
+
+def normalise(pixels: np.ndarray) -> np.ndarray:
+    """uint8[..., 3] grey levels -> float32[..., 3], divided by 255 and CLIP-normalised."""
+    return _normalised_levels()[pixels, np.arange(3)]
+
+
+def normalise_patches(patches: np.ndarray, out: np.ndarray) -> None:
+    """`normalise` of uint8[P, 588] patches, whose channels are consecutive, into float32[P, 588]."""
+    width = patches.shape[1] // 3
+    for channel, levels in enumerate(_normalised_levels().T):
+        values = slice(channel * width, (channel + 1) * width)
+        out[:, values] = levels[patches[:, values]]
 
 
 @functools.cache

@@ -4,37 +4,51 @@ import functools
 
 import numpy as np
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
+
 _BLOCK_ROWS = 16  # output rows per step of the resize, so that what a step touches stays in the cache
 
 
-def sam_image(pixels: np.ndarray, size: int) -> np.ndarray:
+def sam_image(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
     """SAM-2's input float32[size, size, 3]: resized without keeping the aspect ratio or rounding, then normalised.
 
     pixels: uint8[H, W, 3], the image itself (`Compat.sam_source` "raw": divided by 255, normalised once), or
     float32[h, w, 3], Qwen's resized and CLIP-normalised image ("qwen": normalised a second time, as the released code).
+    out: array to write into and return.
     """
     if pixels.dtype == np.uint8:
         pixels = pixels.astype(np.float32) / np.float32(255)
-    resized = resize(pixels, size, size)
+    resized = resize(pixels, size, size, out)
     resized -= np.array(IMAGENET_MEAN, np.float32)
     resized /= np.array(IMAGENET_STD, np.float32)
     return resized
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32[H, W, C] -> a new float32[height, width, C], as PyTorch's `interpolate(mode="bilinear", antialias=True)`.
+def sam_levels(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8[H, W, 3] -> uint8[size, size, 3]: the resize of `sam_image` rounded to grey levels, not normalised."""
+    levels = np.rint(resize(pixels.astype(np.float32), size, size))
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
+    out[...] = np.clip(levels, 0, 255, out=levels)
+    return out
 
-    Half-pixel centres; a triangle filter, widened by the ratio of the sizes where an axis shrinks.
+
+def resize(pixels: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
+    """float32[H, W, C] -> float32[height, width, C], as PyTorch's `interpolate(mode="bilinear", antialias=True)`.
+
+    Half-pixel centres; a triangle filter, widened by the ratio of the sizes where an axis shrinks. out: array to write
+    into and return; a new one without.
     """
-    if pixels.shape[:2] == (height, width):
-        return pixels.copy()
     channels = pixels.shape[2]
+    if out is None:
+        out = np.empty((height, width, channels), np.float32)
+    if pixels.shape[:2] == (height, width):
+        out[...] = pixels
+        return out
     rows = _resize_rows(pixels.reshape(pixels.shape[0], -1), height).reshape(height, -1, channels)
     columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(rows.shape[1], -1)
-    resized = _resize_rows(columns, width).reshape(width, height, channels)
-    return np.array(resized.transpose(1, 0, 2), order="C")
+    out[...] = _resize_rows(columns, width).reshape(width, height, channels).transpose(1, 0, 2)
+    return out
 
 
 def _resize_rows(pixels: np.ndarray, size: int) -> np.ndarray:
