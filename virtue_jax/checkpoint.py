@@ -88,14 +88,22 @@ def save_model(
 def _write_params(folder: Path, params: Mapping[str, Any], progress: Callable[[int], None] | None) -> None:
     tree = {path: LazyArray.of(x) if isinstance(x, np.ndarray) else x for path, x in params.items()}
     lazy = LazyArrayHandler(progress)
-    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, type_handler_registry=lazy_registry(lazy))
+    # Whoever writes does so alone: the other processes of a run would be waited for.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix="model",
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        use_zarr3=True, type_handler_registry=lazy_registry(lazy), multiprocessing_options=alone
+    )
     # A stacked parameter is written layer by layer, so a chunk must not span layers.
     save_args = {
         path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if getattr(x, "step", 0) == 1 else ())
         for path, x in tree.items()
     }
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=save_args))
     except Exception as error:
         # What went wrong first explains the rest.

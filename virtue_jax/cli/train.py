@@ -1,17 +1,65 @@
-"""`virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]`"""
+"""`virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]`
 
+Exit status: 0 the run is finished; 2 it cannot go on as given (a wrong value, a full disk, a loss that is not finite;
+one line says what); 70 the watchdog ended a run that hung; 75 it was told to stop (SIGTERM, SIGINT), saved, and the
+same command goes on. A supervisor starts it again after 70 and 75, and after a kill.
+"""
+
+import os
+import sys
+
+import jax
 from absl import flags
 from ml_collections import config_flags
 
 from virtue_jax.config import from_dict
+from virtue_jax.parallel.processes import join
 from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.interruption import SAVED, Interrupted
 from virtue_jax.train.loop import train
 
 USAGE = "virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]"
+HELP = f"""usage: {USAGE}
+Every value of a TrainConfig can be set: --config.steps=100 --config.data.sources.NAME.path=DIR
+Several processes, each started with the same command and a workdir that all can reach, either
+  --coordinator HOST:PORT --processes N --process I   HOST:PORT of process 0, I from 0 to N - 1
+  --distributed                                       found out from the machine (TPU pods, SLURM, Open MPI)
+Exit status: 0 finished; 2 cannot go on; 70 ended by its watchdog; 75 told to stop and saved: start it again"""
 
 
 def run(argv: list[str]) -> None:
     """Trains, or resumes where `--workdir` holds checkpoints of the same configuration."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP)
+        return
+    config, options = _parse(argv)
+    if options.distributed or options.coordinator or options.processes or options.process >= 0:
+        join(options.coordinator, options.processes, options.process)
+    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's global flags
+        flags.FLAGS.mark_as_parsed()
+    try:
+        train(config, options.workdir)
+    except Interrupted as stopped:
+        print(f"virtue train: {stopped}", file=sys.stderr)
+        sys.exit(SAVED)
+    except Exception as error:
+        if jax.process_count() > 1:
+            _leave(error)
+        raise
+
+
+def _leave(error: Exception) -> None:
+    """Ends this process at once: leaving in good order would wait for the others, who wait for this one."""
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"virtue train: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)
+
+
+def _parse(argv: list[str]) -> tuple[TrainConfig, flags.FlagValues]:
     values = flags.FlagValues()
     command = ["virtue train", *argv]
     config = config_flags.DEFINE_config_file(
@@ -23,10 +71,11 @@ def run(argv: list[str]) -> None:
         accept_new_attributes=True,  # what the run file leaves at its default can be set too; typos fail in `from_dict`
         sys_argv=command,
     )
-    workdir = flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the model go", flag_values=values)
-    if "--help" in argv or "-h" in argv:
-        print(f"usage: {USAGE}\nEvery value of a TrainConfig can be set: --config.steps=100 --config.data.path=DIR")
-        return
+    flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the model go", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "how many processes the run has", flag_values=values)
+    flags.DEFINE_integer("process", -1, "which of them this one is, from 0", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "several processes, as the machine says", flag_values=values)
     try:
         rest = values(command)[1:]
         given = None if config.value is None else config.value.to_dict()
@@ -39,8 +88,6 @@ def run(argv: list[str]) -> None:
     except Exception as error:  # a run file is a program, in which anything may go wrong
         said = " ".join(str(error).split())
         raise ValueError(f"the run file cannot be used: {type(error).__name__}: {said}") from error
-    if rest or given is None or not workdir.value:
+    if rest or given is None or not values.workdir:
         raise ValueError(f"usage: {USAGE}" + (f"; not understood: {' '.join(rest)}" if rest else ""))
-    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's global flags
-        flags.FLAGS.mark_as_parsed()
-    train(from_dict(TrainConfig, given), workdir.value)
+    return from_dict(TrainConfig, given), values

@@ -74,6 +74,12 @@ class RunCheckpoints:
             )
             self._manager.save(step, args=args, force=True)
 
+    def wait(self) -> None:
+        """Returns when what was saved is written. Raises as `save`."""
+        with self._told("the last checkpoint"):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
     def check(self) -> None:
         """Raises OSError if a checkpoint could not be written since the last call."""
         with self._told("a checkpoint"):
@@ -179,9 +185,8 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for the checkpoint that is being written. Raises as `save`."""
+        self.wait()
         with self._told("the last checkpoint"):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
             self._manager.close()
 
 

@@ -2,110 +2,195 @@
 
 import dataclasses
 import json
-import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from virtue_jax.batch import Batch
 from virtue_jax.checkpoint import save_model
-from virtue_jax.data.loader import TrainingLoader
-from virtue_jax.parallel.mesh import data_mesh, put_rows, replicated
-from virtue_jax.train.checkpoints import RunCheckpoints, abstract_like
+from virtue_jax.parallel.mesh import local_streams, make_mesh
+from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
+from virtue_jax.train.checkpoints import Restored, RunCheckpoints
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.metrics import MetricsLog
+from virtue_jax.train.digest import digest
+from virtue_jax.train.goodput import Goodput
+from virtue_jax.train.interruption import StopSignal
+from virtue_jax.train.metrics import MetricsLog, SilentLog
+from virtue_jax.train.nonfinite import NonFinite
 from virtue_jax.train.setup import TrainSetup, setup
-from virtue_jax.train.sources import make_loader, open_source
-from virtue_jax.train.start import StartingModel, load_starting_model
-from virtue_jax.train.step import TrainState
+from virtue_jax.train.sources import make_loader, open_sources
+from virtue_jax.train.stages import compile_stages
+from virtue_jax.train.start import StartingModel, load_weights, starting_model
+from virtue_jax.train.step import LOG_TEMPERATURE, TrainState
+from virtue_jax.train.step_log import StepLog
+from virtue_jax.train.steps import StepLoop
 from virtue_jax.train.summary import print_summary
 
+# What does not make it another run: how it is spread, saved, watched and told, and where the same model lies.
+_FREE = {
+    "mesh": None,
+    "memory_gib": 0,
+    "log_every": 0,
+    "checkpoint_every": 0,
+    "checkpoint_minutes": 0,
+    "keep": 0,
+    "nonfinite": "",
+    "skip_limit": 0,
+    "watchdog_minutes": 0,
+    "profile_steps": None,
+}
 
-def train(config: TrainConfig, workdir: str | Path, console: Console | None = None) -> Path:
+
+def train(
+    config: TrainConfig,
+    workdir: str | Path,
+    console: Console | None = None,
+    *,
+    seen: Callable[[int, Any], None] | None = None,
+) -> Path:
     """Trains, or resumes where `workdir` holds checkpoints of the same run; returns the trained model's directory.
+
+    With several processes (`parallel.processes.join`) all of them call it; `workdir` is a folder that all can reach.
+    seen: called with (step, this process's `StepBatch`) when a step is finished.
 
     Raises:
         ValueError: a configuration that cannot run, or another one than the checkpoints in `workdir` come from.
-        InvalidExample: a row that cannot be read; names it.
-        FloatingPointError: a loss that is not finite.
+        InvalidExample: more rows that cannot be read than `config.data.bad_rows` allows; names the last.
+        FloatingPointError: a loss or gradient that is not finite, as `config.nonfinite` has it.
+        OSError: something could not be written; `DiskFull` where the disk is full.
+        Interrupted: SIGTERM or SIGINT; what it did is saved.
     """
-    console = console or Console()
+    console = (console or Console()) if is_leader() else Console(quiet=True)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    mesh = data_mesh()
-    source = open_source(config.data, config.seed)
-    start = load_starting_model(config, source, workdir)
-    run = setup(config, start.virtue, mesh)
-    state, frozen = _place(run, start)
-    loader = make_loader(config, source, start.virtue, start.tokenizer)
-    with RunCheckpoints(workdir / "checkpoints", keep=config.keep, config=run_identity(config)) as checkpoints:
-        restored = checkpoints.restore(abstract_like(state, replicated(mesh)))
-        if restored is not None:
-            state, position = restored
-            loader.set_state(position)
-            console.print(f"resumed at step {int(state.step)} of {config.steps} from {workdir / 'checkpoints'}")
-        state = _steps(config, run, state, frozen, loader, checkpoints, workdir, console)
-    model = workdir / "model"
-    if not model.exists():
-        save_model(model, start.virtue, {**frozen, **state.trainable}, **start.companions)
-    console.print(f"model: {model}")
+    clock = Goodput(workdir)
+    with StopSignal() as stop:
+        with clock.measure("init"):
+            mesh = make_mesh(config.mesh)
+            sources = open_sources(config.data, config.seed)
+            start = starting_model(config, sources, workdir)
+            run = setup(config, start.virtue, mesh)
+            frozen = load_weights(config, start.virtue, run.frozen)
+            named = digest(frozen)
+            streams = local_streams(mesh, config.data.streams)
+            loader = make_loader(config, sources, start.virtue, start.tokenizer, streams)
+        open_checkpoints = RunCheckpoints(
+            workdir / "checkpoints", keep=config.keep, identity=run_identity(config), frozen=named, say=_say(console)
+        )
+        with _closing(loader), open_checkpoints as checkpoints:
+            with clock.measure("restore"):
+                restored = checkpoints.restore(run.state)
+                state = _begin(config, start, run, frozen, loader, restored, console)
+            if int(state.step) < config.steps:
+                made = _Made(config, start, run, frozen, named, loader, streams, checkpoints, console)
+                state = _run_steps(made, state, stop, clock, workdir, seen)
+        model = workdir / "model"
+        _write_model(model, start, {**frozen, **state.trainable})
+    console.print(f"model: {model}", soft_wrap=True)
     return model
 
 
+def _run_steps(made: "_Made", state: TrainState, stop: StopSignal, clock: Goodput, workdir: Path, seen) -> TrainState:
+    config, run, begin, virtue = made.config, made.run, int(state.step), made.start.virtue
+    with clock.measure("compile"):
+        stages = compile_stages(run)
+    print_summary(run, config, stages.memory, made.console)
+    out = SilentLog()
+    if is_leader():
+        out = MetricsLog(workdir, start=begin, steps=config.steps, console=made.console)
+    loop = StepLoop(
+        config=config,
+        stages=stages,
+        frozen=made.frozen,
+        loader=made.loader,
+        streams=made.streams,
+        checkpoints=made.checkpoints,
+        log=StepLog(config, virtue, run, out, clock, workdir, streams=made.streams, step=begin),
+        clock=clock,
+        stop=stop,
+        nonfinite=NonFinite(config, virtue, workdir, made.digest, int(state.skipped), made.streams),
+        workdir=workdir,
+        seen=seen,
+    )
+    stop.deferred = True
+    try:
+        state = loop.run(state)
+        with clock.measure("saves"):
+            made.checkpoints.wait()
+    finally:
+        stop.deferred = False
+        out.close()
+        if is_leader():
+            clock.write(loop.done)
+            made.console.print(clock.table())
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What a run is made of before its first step."""
+
+    config: TrainConfig
+    start: StartingModel
+    run: TrainSetup
+    frozen: Mapping[str, jax.Array]
+    digest: str
+    loader: Any
+    streams: tuple[int, ...]
+    checkpoints: RunCheckpoints
+    console: Console
+
+
 def run_identity(config: TrainConfig) -> dict:
-    """What must agree for a run to be resumed: everything but how it reports, saves and prefetches."""
-    identity = dataclasses.asdict(config) | {"log_every": 0, "checkpoint_every": 0, "keep": 0}
-    identity["data"]["workers"] = 0
+    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, and the place of a model
+    whose weights are known by their digest."""
+    identity = dataclasses.asdict(config) | _FREE
+    identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
+    for group in identity["data"]["rows"].values():
+        group["micro_batches"] = 0
+    if identity["model"]["directory"]:
+        identity["model"]["directory"] = "a model directory"
+    identity["numerics"]["remat"] = ""
     return json.loads(json.dumps(identity))
 
 
-def _place(run: TrainSetup, start: StartingModel) -> tuple[TrainState, dict]:
-    """Parameters onto the mesh: trainable ones in float32 with a fresh optimizer, frozen ones as they are."""
-    whole = replicated(run.mesh)
-    trainable = {p: jax.device_put(start.params[p].astype(np.float32), whole) for p in run.state.trainable}
-    frozen = {path: jax.device_put(start.params[path], whole) for path in run.frozen}
-    return run.init(trainable), frozen
+def _begin(config, start, run: TrainSetup, frozen, loader, restored: Restored | None, console) -> TrainState:
+    """The restored state, the data at its place; or a fresh one."""
+    if restored is None:
+        wanted = {path: x for path, x in run.state.trainable.items() if path != LOG_TEMPERATURE}
+        return run.init(load_weights(config, start.virtue, wanted, have=frozen))
+    loader.set_state(restored.data)
+    state = restored.state
+    skipped = int(state.skipped)
+    if skipped and config.nonfinite == "stop":
+        console.print(f"{skipped} steps were skipped so far; from here on the first that is not finite stops the run")
+        state = state._replace(skipped=jax.device_put(np.zeros((), np.int32), state.skipped.sharding))
+    return state
 
 
-def _steps(config, run, state, frozen, loader: TrainingLoader, checkpoints, workdir, console) -> TrainState:
-    step = int(state.step)
-    if step >= config.steps:
-        return state
-    groups = put_rows(next(loader), run.mesh)
-    compiled = run.step.lower(state, frozen, groups).compile()
-    print_summary(run, groups, compiled.memory_analysis(), console)
-    log = MetricsLog(workdir, start=step, steps=config.steps, console=console)
-    pace = _Pace(groups)
+def _write_model(folder: Path, start: StartingModel, weights: Mapping[str, jax.Array]) -> None:
+    """The trained model, on the leader's side of the file system; a model that is there stays."""
+    if any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and folder.exists()).encode())):
+        return
+    weights = {path: x for path, x in weights.items() if path != LOG_TEMPERATURE}
+    if jax.process_count() > 1:
+        weights = {path: to_leader(weights[path]) for path in sorted(weights)}
+    if is_leader():
+        save_model(folder, start.virtue, weights, **start.companions)
+    barrier("the model is written")
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _closing(loader):
     try:
-        while True:
-            state, metrics = compiled(state, frozen, groups)
-            step += 1
-            # The position after this step's batch; the prefetched next batch is not part of it.
-            position = loader.get_state()
-            log.advance(step)
-            if step == config.steps or step % config.log_every == 0:
-                log.write(step, {name: float(value) for name, value in metrics.items()} | pace.lap(step))
-            if step == config.steps or step % config.checkpoint_every == 0:
-                checkpoints.save(state, position)
-            if step == config.steps:
-                return state
-            groups = put_rows(next(loader), run.mesh)
+        yield
     finally:
-        log.close()
         loader.close()
-
-
-class _Pace:
-    """Steps and queries per second since the last look."""
-
-    def __init__(self, groups: tuple[Batch, ...]):
-        self._queries = int(np.sum(groups[0].valid))
-        self._time, self._step = time.perf_counter(), None
-
-    def lap(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        steps = 1 if self._step is None else step - self._step
-        seconds, self._time, self._step = (now - self._time) / steps, now, step
-        return {"seconds_per_step": seconds, "examples_per_second": self._queries / seconds}

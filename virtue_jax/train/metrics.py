@@ -9,18 +9,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-SHOWN = ("loss", "accuracy", "positive_similarity", "negative_similarity", "gradient_norm")
+from virtue_jax.train.disk import told_of_the_disk
+from virtue_jax.train.quarantine import read_whole_lines
+
+FILE = "metrics.jsonl"
+SHOWN = {
+    "loss": "{:.4f}",
+    "accuracy": "{:.3f}",
+    "positive_similarity": "{:.3f}",
+    "negative_similarity": "{:.3f}",
+    "gradient_norm": "{:.3g}",
+    "seconds_per_step": "{:.3g}",
+    "examples_per_second": "{:.1f}",
+    "row_efficiency": "{:.3f}",
+    "mfu": "{:.3f}",
+    "bad_rows": "{:.0f}",
+    "skipped": "{:.0f}",
+}
+_QUIET_AT_ZERO = ("bad_rows", "skipped")
 
 
 class MetricsLog:
     """Appends one record per logged step to `workdir/metrics.jsonl` and TensorBoard events; prints a line of it.
 
     A resumed run appends; records of steps after the restored one, which that run will repeat, are cut off first.
+    Numbers that are not finite are null in the file.
     """
 
     def __init__(self, workdir: Path, *, start: int, steps: int, console: Console | None = None):
         self.console = console or Console()
-        self._path = workdir / "metrics.jsonl"
+        self._path, self._steps = workdir / FILE, steps
         _cut_after(self._path, start)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
@@ -29,6 +47,7 @@ class MetricsLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left:"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=self.console, transient=True)
@@ -38,23 +57,26 @@ class MetricsLog:
     def advance(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Raises:
-        FloatingPointError: a loss that is not finite, after it is written down.
+        OSError: the file cannot be written.
         """
-        record = {"step": step, "time": time.time(), **values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with told_of_the_disk("the metrics", self._path.parent):
+            self._file.write(json.dumps({"step": step, "time": time.time(), **told}) + "\n")
+            self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {values[name]:.4f}" for name in SHOWN if name in values)
-        pace = f"{values.get('examples_per_second', 0):.1f} examples/s"
-        self.console.print(f"step {step:6d}  {shown}  {pace}", soft_wrap=True)
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"loss is {values['loss']} at step {step}; the last checkpoint before it is kept. "
-                "Lower the learning rate or compute in float32"
-            )
+        shown = [
+            f"{name} {form.format(values[name])}"
+            for name, form in SHOWN.items()
+            if name in values and (values[name] or name not in _QUIET_AT_ZERO)
+        ]
+        self.say(f"step {step:{len(str(self._steps))}d}/{self._steps}  " + "  ".join(shown))
 
     def close(self) -> None:
         self._progress.stop()
@@ -62,15 +84,25 @@ class MetricsLog:
         self._board.close()
 
 
+class SilentLog:
+    """A `MetricsLog` that keeps quiet: for processes other than the leader."""
+
+    def advance(self, step: int) -> None:
+        """The leader has a progress bar."""
+
+    def say(self, line: str) -> None:
+        """The leader prints."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """The leader writes."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _cut_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the half line of a killed run
-            continue
-        if record["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+    if path.exists():
+        kept = [record for record in read_whole_lines(path) if record["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(path)

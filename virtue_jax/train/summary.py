@@ -1,28 +1,29 @@
-"""What a run is, said before it starts: parameters per tower, batch shapes, memory."""
+"""What a run is, said before it starts: parameters per tower, row groups, mesh, memory."""
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-from virtue_jax.batch import Batch
+from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.setup import TrainSetup
 
+_TOLD = ("tokens", "patches", "sam_images", "prompt_points", "prompt_masks", "pool")
 
-def print_summary(run: TrainSetup, groups: tuple[Batch, ...], memory, console: Console) -> None:
-    """memory: the compiled step's `memory_analysis()`, or None where the backend gives none."""
+
+def print_summary(run: TrainSetup, config: TrainConfig, memory: Mapping[str, Any], console: Console) -> None:
+    """memory: {stage: its program's `memory_analysis()`}."""
     console.print(_parameter_table(run))
-    console.print(_batch_table(groups))
-    console.print(f"devices: {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, mesh {dict(run.mesh.shape)}")
-    if memory is not None:
-        parts = {
-            "arguments": memory.argument_size_in_bytes,
-            "outputs": memory.output_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-        }
-        console.print("memory per device: " + ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items()))
+    console.print(_batch_table(run, config))
+    mesh = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    where = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind} in {jax.process_count()} processes"
+    console.print(f"devices: {where}; mesh: {mesh}", highlight=False)
+    if memory:
+        console.print(_memory_table(memory))
 
 
 def _parameter_table(run: TrainSetup) -> Table:
@@ -38,13 +39,22 @@ def _parameter_table(run: TrainSetup) -> Table:
     return table
 
 
-def _batch_table(groups: tuple[Batch, ...]) -> Table:
-    table = Table("row group", "array", "dtype", "shape", title="batch (all processes)")
-    for name, batch in zip(("queries", "targets"), groups, strict=True):
-        for field in ("tokens", "patches", "sam_images", "prompt_points", "prompt_masks", "pool"):
+def _batch_table(run: TrainSetup, config: TrainConfig) -> Table:
+    table = Table("row group", "micro-batches", "array", "dtype", "shape", title="a step (all processes)")
+    for (name, group), batch in zip(config.data.rows.items(), run.groups, strict=True):
+        for field in _TOLD:
             x = getattr(batch, field)
             if x is not None:
-                table.add_row(name, field, str(jax.numpy.dtype(x.dtype)), "x".join(map(str, x.shape)))
+                shape = "x".join(map(str, x.shape))
+                table.add_row(name, str(max(1, group.micro_batches)), field, str(jax.numpy.dtype(x.dtype)), shape)
+    return table
+
+
+def _memory_table(memory: Mapping[str, Any]) -> Table:
+    table = Table("program", "arguments", "outputs", "temporaries", title="memory of one device")
+    for name, used in memory.items():
+        sizes = (used.argument_size_in_bytes, used.output_size_in_bytes, used.temp_size_in_bytes)
+        table.add_row(name, *map(_bytes, sizes))
     return table
 
 

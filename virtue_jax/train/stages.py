@@ -1,0 +1,85 @@
+"""The stages of a step, compiled before the first one: nothing can be compiled again, and each can be timed."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+
+from virtue_jax.batch import Batch
+from virtue_jax.train.setup import TrainSetup
+from virtue_jax.train.step import TrainState
+
+
+@dataclass(frozen=True)
+class Stages:
+    """`TrainSetup`'s stages as compiled programs, which refuse other shapes, dtypes or shardings than `run`'s.
+
+    memory: {stage: what its program takes of one device} where the backend says it.
+    """
+
+    run: TrainSetup
+    towers: Callable
+    gradients: Callable
+    update: Callable
+    memory: Mapping
+
+    def __call__(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
+        """(state, metrics) of one step, dispatched and not waited for; `state` is given away."""
+        return self._step(state, frozen, groups, lambda name, value: value)
+
+    def timed(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
+        """(state, metrics, {"STAGE_seconds": seconds}): waits for each stage before it starts the next."""
+        jax.block_until_ready((state, groups))
+        seconds, begin = {}, time.perf_counter()
+
+        def wait(name: str, value):
+            nonlocal begin
+            jax.block_until_ready(value)
+            now = time.perf_counter()
+            seconds[f"{name}_seconds"], begin = now - begin, now
+            return value
+
+        return *self._step(state, frozen, groups, wait), seconds
+
+    def _step(self, state, frozen, groups, done: Callable):
+        outputs = done("towers", self.towers(frozen, groups))
+        inputs = self.run.embed_inputs(groups)
+        gradients, metrics = done("gradients", self.gradients(state.trainable, state.step, frozen, inputs, outputs))
+        state, more = done("update", self.update(state, gradients, metrics["loss"]))
+        return state, metrics | more
+
+
+def compile_stages(run: TrainSetup) -> Stages:
+    """Compiles from shapes alone; no array is made."""
+    towers = run.towers.lower(run.frozen, run.groups).compile()
+    outputs = _placed(jax.eval_shape(run.towers, run.frozen, run.groups), towers.output_shardings)
+    inputs = (run.state.trainable, run.state.step, run.frozen, run.embed_inputs(run.groups), outputs)
+    gradients = run.gradients.lower(*inputs).compile()
+    found, metrics = _placed(jax.eval_shape(run.gradients, *inputs), gradients.output_shardings)
+    update = run.update.lower(run.state, found, metrics["loss"]).compile()
+    programs = {"towers": towers, "gradients": gradients, "update": update}
+    memory = {name: program.memory_analysis() for name, program in programs.items()}
+    return Stages(run, **programs, memory={name: used for name, used in memory.items() if used is not None})
+
+
+def _placed(shapes, shardings):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+class Compilations:
+    """Counts what the thread that made it compiles; `close` it."""
+
+    def __init__(self):
+        self.count, self.names = 0, []
+        self._thread = threading.get_ident()
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, _seconds: float, **facts) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and threading.get_ident() == self._thread:
+            self.count += 1
+            self.names.append(str(facts.get("fun_name", "?")))
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
