@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -88,3 +89,16 @@ class TrainingPair:
     def positive(self) -> Example:
         """The first positive."""
         return self.positives[0]
+
+
+class PairSource(Protocol):
+    """Random access to training pairs by row: `ScarTraining`, `JsonlTraining`, or anything with these two methods.
+
+    A row may also be several pairs, whose queries then share a row of the batch where they share an image
+    (`SharedImages`); such a source has `pairs`, their number in all. `origin(row)`, where there is one, names the row
+    in the quarantine.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]: ...

@@ -81,7 +81,7 @@ def fits_a_row(need: Need, groups: Groups) -> bool:
 
 def misfit(items: Sequence[Need], groups: Groups) -> str | None:
     """Why an element does not fit even an empty step: need, capacity, what to enlarge; None where it fits."""
-    if _Step(groups).place(items) is not None:
+    if _Step([(shape, min(count, len(items))) for shape, count in groups]).place(items) is not None:
         return None
     for need in items:
         if not fits_a_row(need, groups):

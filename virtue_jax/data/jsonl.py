@@ -35,12 +35,15 @@ def read_examples(path: str | os.PathLike) -> Iterator[Example]:
 class JsonlTraining:
     """Training pairs of a JSONL file by row number. The whole file is checked when it is opened.
 
+    image_root: folder that paths in it are relative to; by default the file's own.
+
     Raises:
         InvalidExample: as `read_examples`.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, image_root: str | os.PathLike | None = None):
         self.path = Path(path)
+        self._folder = self.path.parent if image_root is None else Path(image_root)
         offsets = [0]
         for number, line in enumerate(_lines(self.path), start=1):
             self._pair(line, f"{self.path}:{number}")
@@ -73,7 +76,7 @@ class JsonlTraining:
         positives, several = record["positive"], isinstance(record["positive"], list)
         if several and not positives:
             raise InvalidExample(f"{origin}: positive is an empty list; give at least one")
-        folder = self.path.parent
+        folder = self._folder
         return TrainingPair(
             parse_example(record["query"], folder, f"{origin} query"),
             _parse_all(positives, folder, f"{origin} positive")

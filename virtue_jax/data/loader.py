@@ -1,219 +1,219 @@
-"""Training batches: which rows, in which order, on which process; read, encoded and packed by Grain.
+"""Training steps: elements dealt to packing streams, read by Grain, packed by first-fit, made ahead by a thread.
 
-Global batch number b is a function of (sources, seed, b) alone: not of the number of processes, workers or threads.
+What stream s of S packs at step t is a function of (sources, seed, S, t) alone: not of the number of processes, threads
+or workers. Element e of the order (`ElementOrder`) goes to stream e mod S, which owns 1/S of the rows of every group.
 """
 
+import os
+import queue
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, Protocol
 
-import grain
-import numpy as np
-
-from virtue_jax.batch import RowShape
+from virtue_jax.batch import Batch
+from virtue_jax.data.element_order import ElementOrder
+from virtue_jax.data.elements import ElementReader
 from virtue_jax.data.encode import ExampleEncoder
-from virtue_jax.data.example import TrainingPair
-from virtue_jax.data.pairs import PairPacker, TrainingBatch
+from virtue_jax.data.example import PairSource
+from virtue_jax.data.first_fit import Groups
+from virtue_jax.data.layout import PIXELS, check_shape
+from virtue_jax.data.step_pack import PackReport, RowSizes, StepPacker
+from virtue_jax.data.streams import ReadAhead, Stream, StreamState
 
-ENDLESS = 1 << 40  # batches; more than any run will see, and safely within what Grain can index
-
-
-class PairSource(Protocol):
-    """Random access to training pairs: `ScarTraining`, `JsonlTraining`, or anything with these two methods.
-
-    An element may also be several pairs, whose queries then share a row (`SharedImages`).
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]: ...
+READ_AHEAD = 64  # encoded elements held before they are needed, over all streams of a process
 
 
-class TrainingLoader(Iterator[TrainingBatch]):
-    """An endless iterator over training batches that can be saved and resumed.
+@dataclass(frozen=True)
+class StepBatch:
+    """This process's rows of one step, stream by stream, and what their packing was like."""
 
-    The state is the number of the next batch, so that it fits any number of workers and processes: after
-    `set_state(s)` exactly that batch comes next. `close` ends the worker processes.
-    """
-
-    def __init__(self, batches: "BatchReader", worker_count: int, prefetch: int):
-        self.batches = batches
-        self._worker_count, self._prefetch = worker_count, prefetch
-        self._next = 0
-        self._iterator: grain.DatasetIterator | None = None
-
-    def __next__(self) -> TrainingBatch:
-        if self._iterator is None:
-            self._iterator = iter(self._dataset(self._next))
-        batch = next(self._iterator)
-        self._next += 1
-        return batch
-
-    def get_state(self) -> dict:
-        """{"next_batch": int}, fit for JSON."""
-        return {"next_batch": self._next}
-
-    def set_state(self, state: dict) -> None:
-        """Continues at a saved state.
-
-        Raises:
-            ValueError: not a state of this loader.
-        """
-        number = state.get("next_batch")
-        if set(state) != {"next_batch"} or not isinstance(number, int) or not 0 <= number < ENDLESS:
-            raise ValueError(f"data position {state!r}: expected {{'next_batch': number}} as get_state gives it")
-        self.close()
-        self._next = number
-
-    def close(self) -> None:
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
-    def _dataset(self, first: int) -> grain.IterDataset:
-        numbers = grain.MapDataset.source(_Numbers(first, ENDLESS))
-        options = grain.ReadOptions(num_threads=min(2, self._prefetch), prefetch_buffer_size=self._prefetch)
-        dataset = numbers.map(self.batches.__getitem__).to_iter_dataset(options)
-        if self._worker_count:
-            _let_grain_read_flags()
-            workers = grain.MultiprocessingOptions(self._worker_count, per_worker_buffer_size=self._prefetch)
-            dataset = dataset.mp_prefetch(workers)
-        return dataset
+    groups: tuple[Batch, ...]
+    report: PackReport
 
 
 def training_loader(
-    source: PairSource | Sequence[PairSource],
+    sources: Sequence[PairSource],
     encoder: ExampleEncoder,
     *,
-    query_shape: RowShape,
-    target_shape: RowShape,
-    global_batch: int,
+    groups: Groups,
+    batch_size: int,
     seed: int,
+    streams: int = 1,
+    own: Sequence[int] | None = None,
     negatives: int = 0,
-    shard: tuple[int, int] = (0, 1),
     weights: Sequence[float] | None = None,
     interleave: int = 1,
+    pixels: str = "float32",
+    bad_rows: float = 0.001,
     worker_count: int = 0,
     prefetch: int = 2,
-) -> TrainingLoader:
-    """Batches of pairs, every source shuffled anew each epoch, endlessly; no row is dropped or repeated in an epoch.
+) -> "TrainingLoader":
+    """An endless iterator of packed steps; in an epoch every row of a source comes once.
 
     Args:
-        source: one source, or a list or tuple of several to mix.
-        query_shape, target_shape: capacities of the rows.
-        global_batch: query rows per batch over all processes; this process gets `global_batch / shard[1]` of them.
-        seed: of the order and of the choice of negatives.
-        negatives: hard negatives per pair; of a pair that has more, others are drawn each time.
-        shard: (this process, number of processes). Processes get consecutive parts of each global batch.
-        weights: of the sources, by pairs (default: equal).
-        interleave: consecutive pairs taken from one source before the next source's turn.
-        worker_count: processes that make batches; 0 = threads of this process. With more, the calling script
-            needs an `if __name__ == "__main__"` guard, and source and encoder must pickle.
-        prefetch: batches made ahead (by each worker).
+        groups: shape and rows of each row group of a step, over all processes.
+        batch_size: pairs per step over all processes; a step holds fewer where rows are full, and the rest waits.
+        seed: of the order, and of the choice among hard negatives and positives.
+        streams: independent packing streams. own: those that this process packs, ascending (default: all).
+        negatives: hard negatives per pair used as further targets.
+        weights: of the sources, by pairs (default: equal). interleave: pairs taken from one source in a run.
+        pixels: dtype in which images travel, "float32" or "uint8".
+        bad_rows: share of elements that may be unusable before `next` raises.
+        worker_count: processes that read and encode; 0 = threads of this process. With more, the calling script needs
+            an `if __name__ == "__main__"` guard, and sources and encoder must pickle.
+        prefetch: steps made ahead.
 
     Raises:
-        ValueError: an empty source, a batch that does not divide, numbers out of range.
-        InvalidExample: on `next`, for a row that cannot be read or encoded; names it.
+        ValueError: an empty source, impossible shapes, rows or a batch that do not divide by `streams`, numbers out of
+            range; on `next`: too many elements that cannot be used.
     """
-    sources = list(source) if isinstance(source, list | tuple) else [source]
-    lengths = [len(each) for each in sources]
-    _check_numbers(lengths, global_batch, shard, interleave, prefetch, negatives, worker_count)
-    order = row_order(lengths, seed=seed, weights=weights, interleave=interleave)
-    packer = PairPacker(encoder, query_shape, target_shape, negatives, seed)
-    return TrainingLoader(BatchReader(sources, order, packer, global_batch, *shard), worker_count, prefetch)
+    own = tuple(range(streams) if own is None else own)
+    _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows)
+    if pixels not in PIXELS:
+        raise ValueError(f"pixels {pixels!r}: expected one of {', '.join(PIXELS)}")
+    of_stream = [(shape, rows // streams) for shape, rows in groups]
+    order = ElementOrder(
+        [len(source) for source in sources],
+        pairs=[getattr(source, "pairs", len(source)) for source in sources],
+        seed=seed,
+        weights=weights,
+        interleave=interleave,
+    )
+    reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed)
+    ahead = _read_ahead(len(own), worker_count, batch_size // streams)
+    packer = StepPacker(of_stream, RowSizes.of(encoder.config, pixels))
+    return TrainingLoader(reader, packer, own, streams, ahead, bad_rows, prefetch)
 
 
-def _check_numbers(lengths, global_batch, shard, interleave, prefetch, negatives, worker_count) -> None:
-    index, count = shard
-    if not lengths or not all(lengths):
-        raise ValueError(f"sources with {lengths} rows: expected at least one row in each")
-    if global_batch < 1 or not 0 <= index < count or global_batch % count:
+class TrainingLoader(Iterator[StepBatch]):
+    """Steps from where `set_state` says, made ahead by a thread. `close` ends it, and any worker processes."""
+
+    def __init__(
+        self,
+        reader: ElementReader,
+        packer: StepPacker,
+        own: tuple[int, ...],
+        streams: int,
+        ahead: ReadAhead,
+        bad_rows: float,
+        prefetch: int,
+    ):
+        self.reader = reader
+        self._packer, self._own, self._streams = packer, own, streams
+        self._ahead, self._bad_rows, self._prefetch = ahead, bad_rows, prefetch
+        self._states = {index: StreamState() for index in own}
+        self._maker: _Maker | None = None
+
+    def __next__(self) -> StepBatch:
+        if self._maker is None:
+            streams = [
+                Stream(self.reader, index, self._streams, self._states[index], self._ahead, self._bad_rows)
+                for index in self._own
+            ]
+            self._maker = _Maker(self._packer, streams, self._prefetch)
+        batch, states = self._maker.next()
+        self._states = dict(zip(self._own, states, strict=True))
+        return batch
+
+    def get_state(self) -> dict:
+        """{"streams": {"INDEX": {"drawn", "waiting", "bad"}}} after the last step that `next` returned, for JSON."""
+        return {
+            "streams": {
+                str(index): {"drawn": state.drawn, "waiting": list(state.waiting), "bad": state.bad}
+                for index, state in self._states.items()
+            }
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Continues at a saved state, which may hold other processes' streams too.
+
+        Raises:
+            ValueError: not a state of such a loader.
+        """
+        states = {index: _stream_state(state, index, self._streams) for index in self._own}
+        self.close()
+        self._states = states
+
+    def close(self) -> None:
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+
+
+class _Maker:
+    """Makes steps in a thread, at most `ahead` that nobody has asked for yet."""
+
+    def __init__(self, packer: StepPacker, streams: Sequence[Stream], ahead: int):
+        self._packer, self._streams = packer, streams
+        self._room, self._made, self._stop = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
+        self._failed: BaseException | None = None
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._thread = threading.Thread(target=self._run, name="training steps", daemon=True)
+        self._thread.start()
+
+    def next(self) -> tuple[StepBatch, list[StreamState]]:
+        if self._failed is None:
+            made = self._made.get()
+            if not isinstance(made, BaseException):
+                self._room.release()
+                return made
+            self._failed = made
+        raise self._failed
+
+    def close(self) -> None:
+        self._stop.set()
+        self._room.release()
+        self._pool.shutdown(wait=False, cancel_futures=True)  # ends a step that is being written
+        self._thread.join()
+        for stream in self._streams:
+            stream.close()
+
+    def _run(self) -> None:
+        try:
+            while self._room.acquire() and not self._stop.is_set():
+                groups, report = self._packer.step(self._streams, self._pool.map)
+                self._made.put((StepBatch(groups, report), [stream.state() for stream in self._streams]))
+        except BaseException as error:  # handed to whoever asks for the next step
+            self._made.put(error)
+
+
+def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows) -> None:
+    if not groups:
+        raise ValueError("no row group; give at least one in config.data.rows")
+    for shape, rows in groups:
+        check_shape(shape)
+        if rows < 1 or rows % streams:
+            raise ValueError(f"{rows} rows of {shape}: expected a multiple of {streams} streams")
+    if batch_size < 1 or streams < 1 or batch_size % streams:
+        raise ValueError(f"batch_size={batch_size}: expected a multiple of {streams} streams")
+    if not own or list(own) != sorted(set(own)) or own[0] < 0 or own[-1] >= streams:
+        raise ValueError(f"own streams {list(own)}: expected some of 0 to {streams - 1}, ascending")
+    if prefetch < 1 or min(negatives, worker_count) < 0 or not 0 <= bad_rows < 1:
         raise ValueError(
-            f"global_batch={global_batch}, shard={shard}: expected a batch that divides by the number of processes"
+            f"prefetch={prefetch} must be 1 or more, negatives={negatives}, worker_count={worker_count} 0 or more, "
+            f"bad_rows={bad_rows} at least 0 and less than 1"
         )
-    if min(interleave, prefetch) < 1 or min(negatives, worker_count) < 0:
+
+
+def _read_ahead(own: int, worker_count: int, step_pairs: int) -> ReadAhead:
+    """Threads, workers and buffers of a process shared out to its streams."""
+    elements = max(2, min(step_pairs, READ_AHEAD // own))
+    return ReadAhead(max(1, -(-(os.cpu_count() or 1) // own)), -(-worker_count // own), elements)
+
+
+def _stream_state(state: dict, index: int, streams: int) -> StreamState:
+    found = state.get("streams", {}).get(str(index)) if isinstance(state.get("streams"), dict) else None
+    expected = {"drawn": int, "waiting": list, "bad": int}
+    right = isinstance(found, dict) and {name: type(value) for name, value in found.items()} == expected
+    if right:
+        made = StreamState(found["drawn"], tuple(found["waiting"]), found["bad"])
+        right = 0 <= made.bad <= made.drawn and all(
+            isinstance(e, int) and e % streams == index and 0 <= e < index + streams * made.drawn for e in made.waiting
+        )
+    if not right:
         raise ValueError(
-            f"interleave={interleave}, prefetch={prefetch} must be 1 or more, "
-            f"negatives={negatives}, worker_count={worker_count} 0 or more"
+            f"data position of stream {index} of {streams}: {found!r}; expected "
+            '{"drawn": number, "waiting": [elements], "bad": number} as get_state of such streams gives it'
         )
-
-
-class RowRef(NamedTuple):
-    """A row of one of the sources."""
-
-    source: int
-    row: int
-
-
-def row_order(
-    lengths: Sequence[int], *, seed: int, weights: Sequence[float] | None = None, interleave: int = 1
-) -> grain.MapDataset:
-    """The endless order of rows: blocks of `interleave` rows of one source, the sources taking turns by weight.
-
-    Random access: `row_order(...)[block]` is a list of `interleave` RowRefs.
-
-    Raises:
-        ValueError: weights that are not one positive number per source.
-    """
-    weights = [1.0] * len(lengths) if weights is None else list(weights)
-    if len(weights) != len(lengths) or any(not w > 0 for w in weights):
-        raise ValueError(f"weights {weights}: expected a positive number for each of {len(lengths)} sources")
-    seeds = np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
-    orders = [
-        grain.MapDataset.range(length)
-        .shuffle(seed=source_seed)
-        .repeat()
-        .map(partial(RowRef, number))
-        .batch(interleave, batch_fn=list)
-        for number, (length, source_seed) in enumerate(zip(lengths, seeds, strict=True))
-    ]
-    return orders[0] if len(orders) == 1 else grain.MapDataset.mix(orders, weights)
-
-
-@dataclass(frozen=True)
-class BatchReader:
-    """Global batches by number: `reader[b]` reads, encodes and packs this process's part of batch b."""
-
-    sources: Sequence[PairSource]
-    order: grain.MapDataset
-    packer: PairPacker
-    global_batch: int
-    index: int
-    count: int
-
-    def rows(self, number: int) -> list[RowRef]:
-        """Which rows this process's part of global batch `number` holds."""
-        size = self.global_batch // self.count
-        first = number * self.global_batch + self.index * size
-        block = len(self.order[0])
-        blocks = range(first // block, (first + size - 1) // block + 1)
-        refs = [ref for b in blocks for ref in self.order[b]]
-        return refs[first % block :][:size]
-
-    def __getitem__(self, number: int) -> TrainingBatch:
-        first = number * self.global_batch + self.index * (self.global_batch // self.count)
-        pairs = [self.sources[ref.source][ref.row] for ref in self.rows(number)]
-        return self.packer.pack(pairs, first)
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """The numbers from `first` on, as a Grain source that knows nothing of what they stand for."""
-
-    first: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.first
-
-    def __getitem__(self, index: int) -> int:
-        return self.first + index
-
-
-def _let_grain_read_flags() -> None:
-    """Grain's workers read absl flags, which a program that does not start through absl has never parsed."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    return made

@@ -65,16 +65,25 @@ def qwen_image(image: np.ndarray, config: VirtueConfig, origin: str) -> QwenImag
             f"{origin}: image of {width}x{height} pixels (width x height): one side is more than {MAX_ASPECT_RATIO} "
             "times the other; crop it or cut it into pieces"
         )
-    factor = config.vision.patch_size * config.vision.spatial_merge_size
     picture = Image.fromarray(image)
-    if min(height, width) < factor:
-        picture = picture.resize((2 * factor, 2 * factor), Image.Resampling.BICUBIC)
-        height = width = 2 * factor
-    height, width = smart_resize(
-        height, width, min_pixels=config.min_pixels, max_pixels=config.max_pixels, factor=factor
-    )
+    if min(height, width) < _factor(config):
+        picture = picture.resize((2 * _factor(config),) * 2, Image.Resampling.BICUBIC)
+    height, width = resized_size(height, width, config)
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     return QwenImage(pixels, *patchify(pixels, config.vision.patch_size, config.vision.spatial_merge_size))
+
+
+def resized_size(height: int, width: int, config: VirtueConfig) -> tuple[int, int]:
+    """The size (height, width) at which `qwen_image` cuts an image of this size into patches."""
+    if min(height, width) < _factor(config):
+        height = width = 2 * _factor(config)
+    return smart_resize(
+        height, width, min_pixels=config.min_pixels, max_pixels=config.max_pixels, factor=_factor(config)
+    )
+
+
+def _factor(config: VirtueConfig) -> int:
+    return config.vision.patch_size * config.vision.spatial_merge_size
 
 
 def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -92,12 +101,14 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
     return _normalised_levels()[pixels, np.arange(3)]
 
 
-def normalise_patches(patches: np.ndarray, out: np.ndarray) -> None:
-    """`normalise` of uint8[P, 588] patches, whose channels are consecutive, into float32[P, 588]."""
+def normalise_patches(patches: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """`normalise` of uint8[P, 588] patches, whose channels are consecutive: float32[P, 588], written into `out`."""
     width = patches.shape[1] // 3
+    out = np.empty(patches.shape, np.float32) if out is None else out
     for channel, levels in enumerate(_normalised_levels().T):
         values = slice(channel * width, (channel + 1) * width)
         out[:, values] = levels[patches[:, values]]
+    return out
 
 
 @functools.cache

@@ -1,40 +1,73 @@
-"""The training data that a configuration names, as a loader of batches."""
+"""The training data that a configuration names, as a loader of steps."""
 
-import jax
+from collections.abc import Sequence
 
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.example import PairSource
 from virtue_jax.data.jsonl import JsonlTraining
-from virtue_jax.data.loader import PairSource, TrainingLoader, training_loader
+from virtue_jax.data.loader import TrainingLoader, training_loader
+from virtue_jax.data.mmeb import MmebTraining
 from virtue_jax.data.scar import ScarTraining
-from virtue_jax.data.shared_images import SharedImages
+from virtue_jax.data.shared_images import FirstRows, SharedImages
 from virtue_jax.data.tokens import Tokenizer
-from virtue_jax.train.config import DataConfig, TrainConfig
+from virtue_jax.train.config import DataConfig, SourceConfig, TrainConfig
 
 
-def open_source(config: DataConfig, seed: int) -> PairSource:
-    """Raises:
-    ValueError: an unknown kind. InvalidExample: files that are not of that kind.
+def open_sources(config: DataConfig, seed: int) -> list[PairSource]:
+    """Every source of the configuration, cut to its limit; SCaR's rows grouped by image where images are shared.
+
+    Raises:
+        ValueError: no source, an unknown kind. InvalidExample: files that are not of that kind.
     """
-    if config.kind == "jsonl":
-        return JsonlTraining(config.path)
-    if config.kind != "scar":
-        raise ValueError(f"data.kind {config.kind!r} is not one of scar, jsonl")
-    weights = {"box": config.box_weight, "point": config.point_weight, "mask": config.mask_weight}
-    rows = ScarTraining(config.path, image_root=config.image_root or None, prompts=weights, seed=seed)
-    return SharedImages(rows, config.queries.examples) if config.queries.examples > 1 else rows
+    if not config.sources:
+        raise ValueError("config.data.sources is empty; name at least one data set")
+    return [_open(source, config.share_images, seed) for source in config.sources]
 
 
-def make_loader(config: TrainConfig, source: PairSource, virtue: VirtueConfig, tokenizer: Tokenizer) -> TrainingLoader:
-    """This process's share of every global batch."""
+def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
+    root = source.image_root or None
+    match source.kind:
+        case "scar":
+            weights = {"box": source.box_weight, "point": source.point_weight, "mask": source.mask_weight}
+            rows = ScarTraining(source.path, image_root=root, prompts=weights, seed=seed)
+            if share_images > 1:
+                return SharedImages(rows, share_images, source.limit)
+        case "mmeb":
+            rows = MmebTraining(source.path, image_root=root)
+        case "jsonl":
+            rows = JsonlTraining(source.path, image_root=root)
+        case _:
+            raise ValueError(f"source {source.path}: kind {source.kind!r} is not one of scar, mmeb, jsonl")
+    return FirstRows(rows, source.limit) if source.limit else rows
+
+
+def make_loader(
+    config: TrainConfig,
+    sources: Sequence[PairSource],
+    virtue: VirtueConfig,
+    tokenizer: Tokenizer,
+    streams: Sequence[int] | None = None,
+) -> TrainingLoader:
+    """The steps of some of the packing streams, those of this process (default: all). `config.data.rows` must be there.
+
+    Raises:
+        ValueError: rows, batch size or streams that do not fit together; see `training_loader`.
+    """
+    data = config.data
     return training_loader(
-        source,
+        sources,
         ExampleEncoder(virtue, tokenizer),
-        query_shape=config.data.queries,
-        target_shape=config.data.targets,
-        global_batch=config.batch_size,
+        groups=[(group.shape, group.rows) for group in data.rows],
+        batch_size=config.batch_size,
         seed=config.seed,
-        negatives=config.data.hard_negatives,
-        shard=(jax.process_index(), jax.process_count()),
-        worker_count=config.data.workers,
+        streams=data.streams,
+        own=streams,
+        negatives=data.hard_negatives,
+        weights=[source.weight for source in data.sources],
+        interleave=data.interleave,
+        pixels=data.pixels,
+        bad_rows=data.bad_rows,
+        worker_count=data.workers,
+        prefetch=data.prefetch,
     )
