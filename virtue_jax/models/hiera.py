@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 
 from virtue_jax.config import HieraConfig, Numerics
-from virtue_jax.models.layers import LayerNorm, Linear, Mlp, gelu, scan, stack
+from virtue_jax.models.layers import LayerNorm, Linear, Mlp, gelu, rematerialised, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.resize import resize_bicubic
 
@@ -112,7 +112,7 @@ class Stage(nnx.Module):
         def first(x):
             return self.first(x, self.windows[0])
 
-        x = (jax.checkpoint(first) if remat else first)(x)
+        x = rematerialised(first, remat)(x)
         for window, begin, end in _runs(self.windows[1:]):
             layers = _layers(self.rest, begin, end)
             x = scan(lambda block, x, _, window=window: block(x, window), layers, x, remat=remat)

@@ -11,7 +11,7 @@ from virtue_jax.config import Numerics
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias; kernel[in, out]. `key` is for adapters that drop out (`models/lora.py`); unused here."""
+    """y = x @ kernel + bias; kernel[in, out]. `keys` are for adapters that drop out (`models/lora.py`); unused here."""
 
     def __init__(
         self, d_in: int, d_out: int, *, numerics: Numerics, rngs: nnx.Rngs, use_bias: bool = True, gain: float = 1.0
@@ -22,7 +22,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params))) if use_bias else None
         self.numerics = numerics
 
-    def __call__(self, x, key=None):
+    def __call__(self, x, keys=None):
         dtype = jnp.dtype(self.numerics.compute)
         y = x.astype(dtype) @ self.kernel[...].astype(dtype)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
@@ -85,11 +85,11 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     return create(rngs)
 
 
-def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: bool = False, collect: bool = False):
+def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: str = "none", collect: bool = False):
     """Runs x = apply(layer, x, per_layer[i]) over the layers of a stacked module.
 
-    `apply` returns the new x. `per_layer` is a pytree with a leading layer axis, or None. With `remat`, only the
-    layer's input is kept for the backward pass. With `collect`, returns (x, every layer's input, stacked).
+    `apply` returns the new x. `per_layer` is a pytree with a leading layer axis, or None. `remat`: what is kept for the
+    backward pass, as `Numerics` says. With `collect`, returns (x, every layer's input, stacked).
     """
     graphdef, state = nnx.split(module)
 
@@ -97,5 +97,14 @@ def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: bool 
         layer_state, extra = layer
         return apply(nnx.merge(graphdef, layer_state), carry, extra), carry if collect else None
 
-    x, inputs = lax.scan(jax.checkpoint(body) if remat else body, x, (state, per_layer))
+    x, inputs = lax.scan(rematerialised(body, remat), x, (state, per_layer))
     return (x, inputs) if collect else x
+
+
+def rematerialised(body: Callable, remat: str) -> Callable:
+    """`body`, keeping for its backward pass what `Numerics.remat` says."""
+    if remat == "layer":
+        return jax.checkpoint(body)
+    if remat == "dots":
+        return jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return body

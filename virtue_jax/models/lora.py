@@ -18,9 +18,12 @@ class AdaptedLinear(Linear):
         LoRA:  y = x W + bias + s d(x) A B
         DoRA:  y = x W + bias + (magnitude / n - 1) d(x) W + (magnitude / n) s d(x) A B
 
-    d is dropout with one mask per call; it is the identity without a key or at rate 0, and DoRA is then
-    (magnitude / n) x (W + s A B) + bias. That the frozen product d(x) W is dropped out too (and so computed a second
-    time) under DoRA but not under LoRA is PEFT's behaviour, which the published adapters were trained with.
+    d is dropout with one mask per call, drawn for each row from a key of its own; it is the identity without keys or at
+    rate 0, and DoRA is then (magnitude / n) x (W + s A B) + bias. That the frozen product d(x) W is dropped out too
+    (and so computed a second time) under DoRA but not under LoRA is PEFT's behaviour, which the published adapters
+    were trained with.
+
+    n depends on parameters alone: `hold_norms` computes it once for many calls.
     """
 
     def __init__(self, base: Linear, config: AdapterConfig, *, numerics: Numerics, rngs: nnx.Rngs):
@@ -36,36 +39,64 @@ class AdaptedLinear(Linear):
         self.lora_b = LoRAParam(jnp.zeros((*stacked, config.rank, d_out), dtype))
         norm = _column_norm(base.kernel[...].astype(jnp.float32)) if config.use_dora else None
         self.magnitude = None if norm is None else LoRAParam(norm.astype(dtype))
+        self.norm = nnx.data(None)  # a `ColumnNorm` while `hold_norms` holds
         self.scale, self.dropout = config.scale, config.dropout
 
-    def __call__(self, x, key=None):
+    def __call__(self, x, keys=None):
+        """x[R, ..., in] -> [R, ..., out]; keys: one dropout key per row, key[R], or None."""
         dtype = jnp.dtype(self.numerics.compute)
         x = x.astype(dtype)
         kernel = self.kernel[...].astype(dtype)
         base = x @ kernel
-        dropped = x if key is None or self.dropout == 0 else _drop(x, self.dropout, key)
+        dropped = x if keys is None or self.dropout == 0 else _drop(x, self.dropout, keys)
         delta = self.scale * ((dropped @ self.lora_a[...].astype(dtype)) @ self.lora_b[...].astype(dtype))
         if self.magnitude is None:
             y = base + delta
         else:
-            ratio = _column_ratio(self, lax.stop_gradient(adapted_sum(self)))
+            ratio = _ratio(self, _adapted_norm(self) if self.norm is None else self.norm[...])
             dropped_base = base if dropped is x else dropped @ kernel
             # The ratio stays float32: a bfloat16 one near 1 would shift whole columns by up to 0.4 %.
             y = (base + (ratio - 1) * dropped_base + ratio * delta).astype(dtype)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
-def _drop(x, rate: float, key):
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+class ColumnNorm(nnx.Variable):
+    """Column norms of an adapted layer, held for the time of one step; not a parameter."""
+
+
+def _drop(x, rate: float, keys):
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def _column_norm(kernel):
     return jnp.sqrt(jnp.square(kernel).sum(-2))
 
 
-def _column_ratio(layer: AdaptedLinear, total):
-    """float32[..., out]: magnitude over the column norm of `total`; a column of zeros stays zero, not 0 / 0."""
-    return layer.magnitude[...].astype(jnp.float32) / jnp.maximum(_column_norm(total), jnp.finfo(jnp.float32).tiny)
+def _adapted_norm(layer: AdaptedLinear):
+    """float32[..., out]: column norm of W + s A B, without a gradient."""
+    return lax.stop_gradient(_column_norm(adapted_sum(layer)))
+
+
+def _ratio(layer: AdaptedLinear, norm):
+    """float32[..., out]: magnitude over norm; a column of zeros stays zero, not 0 / 0."""
+    return layer.magnitude[...].astype(jnp.float32) / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+
+
+def hold_norms(module: nnx.Module) -> None:
+    """Computes the column norms of all DoRA layers now, in place, so that calls until the next change of a parameter
+    read them instead of the whole kernels. Stacked layers take one layer's memory at a time."""
+    for layer in _linears(module).values():
+        if isinstance(layer, AdaptedLinear) and layer.magnitude is not None:
+            layer.norm = ColumnNorm(_by_layer(_adapted_norm, layer))
+
+
+def _by_layer(function, layer: AdaptedLinear):
+    """function(layer), one layer of a stack after another: a float32 copy of a whole stack would take gigabytes."""
+    if layer.kernel.ndim == 2:
+        return function(layer)
+    graphdef, state = nnx.split(layer)
+    return lax.map(lambda one: function(nnx.merge(graphdef, one)), state)
 
 
 def adapted_sum(layer: AdaptedLinear):
@@ -81,13 +112,13 @@ def adapted_sum(layer: AdaptedLinear):
 
 def merged_kernel(layer: AdaptedLinear):
     """[..., in, out] in the kernel's dtype: the kernel of the plain layer that computes what the adapted one does."""
-    if layer.kernel.ndim > 2:
-        graphdef, state = nnx.split(layer)
-        # One layer at a time: the float32 sum of a whole stack would take gigabytes.
-        return lax.map(lambda one: merged_kernel(nnx.merge(graphdef, one)), state)
-    total = adapted_sum(layer)
-    scaled = total if layer.magnitude is None else total * _column_ratio(layer, total)
-    return scaled.astype(layer.kernel.dtype)
+
+    def merged(one: AdaptedLinear):
+        total = adapted_sum(one)
+        scaled = total if one.magnitude is None else total * _ratio(one, _column_norm(total))
+        return scaled.astype(one.kernel.dtype)
+
+    return _by_layer(merged, layer)
 
 
 def adapt(module: nnx.Module, config: AdapterConfig, *, numerics: Numerics, rngs: nnx.Rngs) -> list[str]:

@@ -8,6 +8,7 @@ from virtue_jax.config import Numerics, TextConfig
 from virtue_jax.models.layers import Linear, RMSNorm, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.rotary import mrope_angles, rotate
+from virtue_jax.parallel.constrain import ROWS, constrain
 
 
 class Embedding(nnx.Module):
@@ -69,9 +70,10 @@ class TextLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, numerics=numerics, eps=config.rms_norm_eps)
         self.mlp = TextMlp(config, numerics=numerics, rngs=rngs)
 
-    def __call__(self, x, angles, segments, key):
-        # One key per linear layer: PEFT's adapters each draw a dropout mask of their own.
-        keys = [None] * 7 if key is None else jax.random.split(key, 7)
+    def __call__(self, x, angles, segments, keys):
+        # Keys of their own for every linear layer: PEFT's adapters each draw a dropout mask.
+        keys = [None] * 7 if keys is None else _split(keys, 7)
+        x = constrain(x, ROWS)
         x = x + self.self_attn(self.input_layernorm(x), angles, segments, keys[:4])
         return x + self.mlp(self.post_attention_layernorm(x), keys[4:])
 
@@ -91,26 +93,27 @@ class QwenText(nnx.Module):
         """Word embeddings [R, L, H] of int tokens[R, L]."""
         return self.embed_tokens(tokens)
 
-    def __call__(self, inputs_embeds, positions, segments, key=None):
+    def __call__(self, inputs_embeds, positions, segments, keys=None):
         """Hidden states [R, L, H] after the final norm, in `numerics.compute`; at padding they mean nothing.
 
         Args:
             inputs_embeds: float[R, L, H].
             positions: int[R, 3, L], rotary positions (temporal, height, width).
             segments: int[R, L], 1 + example number in the row, 0 = padding.
-            key: dropout key of the adapters (`models/lora.py`); None = no dropout.
+            keys: key[R], dropout keys of the adapters (`models/lora.py`), one per row, so that what a row drops does
+                not depend on how rows are grouped; None = no dropout.
 
         Raises:
             ValueError: shapes that do not fit the config or one another.
         """
-        return self.norm(self._run(inputs_embeds, positions, segments, key))
+        return self.norm(self._run(inputs_embeds, positions, segments, keys))
 
-    def hidden_states(self, inputs_embeds, positions, segments, key=None):
+    def hidden_states(self, inputs_embeds, positions, segments, keys=None):
         """[layers + 1, R, L, H] as `transformers` has them: inputs, all layers' outputs but the last, final norm's."""
-        last, inputs = self._run(inputs_embeds, positions, segments, key, collect=True)
+        last, inputs = self._run(inputs_embeds, positions, segments, keys, collect=True)
         return jnp.concatenate([inputs, self.norm(last)[None]])
 
-    def _run(self, inputs_embeds, positions, segments, key, collect=False):
+    def _run(self, inputs_embeds, positions, segments, keys, collect=False):
         config = self.config
         rows, length, hidden = inputs_embeds.shape
         expected = (rows, 3, length), (rows, length), config.hidden_size
@@ -120,13 +123,18 @@ class QwenText(nnx.Module):
                 f"expected [rows, length, {config.hidden_size}], [rows, 3, length], [rows, length]"
             )
         angles = mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)
-        keys = None if key is None else jax.random.split(key, config.num_hidden_layers)
+        keys = None if keys is None else _split(keys, config.num_hidden_layers)
 
-        def apply(layer, x, layer_key):
-            return layer(x, angles, segments, layer_key)
+        def apply(layer, x, layer_keys):
+            return layer(x, angles, segments, layer_keys)
 
         x = inputs_embeds.astype(jnp.dtype(self.numerics.compute))
         return scan(apply, self.layers, x, keys, remat=self.numerics.remat, collect=collect)
+
+
+def _split(keys, count: int):
+    """key[count, R]: `count` new keys from each row's."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 def _check_heads(config: TextConfig) -> None:

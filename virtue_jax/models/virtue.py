@@ -7,18 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from virtue_jax.batch import Batch
-from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Numerics, VirtueConfig
 from virtue_jax.models.connector import Connector
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.qwen2_text import QwenText
 from virtue_jax.models.qwen2_vision import QwenVision
 from virtue_jax.models.sam2 import Sam2
+from virtue_jax.parallel.constrain import EVERY, ROWS, constrain
 
 
 class TowerOutputs(NamedTuple):
     """What the image towers say of a row group; None where the group has no images or no segmentation.
 
-    vision: [R, P/4, hidden] vision tokens. fused: [R, M, h, w, D], SAM-2's map per prompt, before the connector.
+    vision: [R, V * P/4, hidden] vision tokens. fused: [R, M, h, w, D], SAM-2's map per prompt, before the connector.
     """
 
     vision: jax.Array | None
@@ -40,15 +41,22 @@ class Virtue(nnx.Module):
         """Runs each image once through both towers and each prompt once through SAM-2's two-way transformer."""
         vision = fused = None
         if batch.patches is not None:
-            vision = self.vision(batch.patches, batch.patch_yx, batch.patch_segments)
+            vision = self._vision_tokens(batch)
         if batch.sam_images is not None:
             fused = self._fuse_prompts(batch)
         return TowerOutputs(vision, fused)
 
+    def _vision_tokens(self, batch: Batch):
+        rows = batch.patches.shape[0]
+        patches = _normalised(batch.patches, CLIP_MEAN, CLIP_STD, repeat=batch.patches.shape[-1] // len(CLIP_MEAN))
+        tokens = self.vision(*(constrain(_flat(x), EVERY) for x in (patches, batch.patch_yx, batch.patch_segments)))
+        return constrain(tokens.reshape(rows, -1, tokens.shape[-1]), ROWS)
+
     def _fuse_prompts(self, batch: Batch):
         rows, images = batch.sam_images.shape[:2]
         prompts = batch.prompt_labels.shape[1]
-        embed = self.sam2.encode_image(_flat(batch.sam_images)).reshape(rows, images, *self._map_shape())
+        sam_images = constrain(_flat(_normalised(batch.sam_images, IMAGENET_MEAN, IMAGENET_STD)), EVERY)
+        embed = constrain(self.sam2.encode_image(sam_images).reshape(rows, images, *self._map_shape()), ROWS)
         embed = jnp.take_along_axis(embed, batch.prompt_image[:, :, None, None, None], axis=1)
         labels = _flat(batch.prompt_labels)
         has_mask = masks = None
@@ -62,12 +70,12 @@ class Virtue(nnx.Module):
         config = self.sam2.config
         return config.embedding_size, config.embedding_size, config.d_model
 
-    def embed(self, batch: Batch, towers: TowerOutputs, key: jax.Array | None = None):
+    def embed(self, batch: Batch, towers: TowerOutputs, keys: jax.Array | None = None):
         """float32[R, K, hidden]: each example's last-token hidden state, L2-normalised; undefined where not `valid`.
 
-        key: dropout key of the adapter; None = no dropout.
+        keys: key[R], dropout keys of the adapter, one per row; None = no dropout.
         """
-        hidden = self.text(self.splice(batch, towers), batch.positions, batch.segments, key)
+        hidden = self.text(self.splice(batch, towers), batch.positions, batch.segments, keys)
         pooled = jnp.take_along_axis(hidden, batch.pool[:, :, None], axis=1).astype(jnp.float32)
         return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
 
@@ -82,9 +90,17 @@ class Virtue(nnx.Module):
             inputs = _place(inputs, tokens.reshape(rows, prompts * tokens.shape[1], -1), batch.prompt_slot)
         return inputs
 
-    def __call__(self, batch: Batch, key: jax.Array | None = None):
+    def __call__(self, batch: Batch, keys: jax.Array | None = None):
         """`embed` of `towers`: float32[R, K, hidden]."""
-        return self.embed(batch, self.towers(batch), key)
+        return self.embed(batch, self.towers(batch), keys)
+
+
+def _normalised(x, mean, std, repeat: int = 1):
+    """Grey levels uint8[..., colours * repeat], as images may travel, as the towers take them ; floats are already."""
+    if x.dtype != jnp.uint8:
+        return x
+    mean, std = (jnp.repeat(jnp.array(values, jnp.float32), repeat) for values in (mean, std))
+    return (x.astype(jnp.float32) / 255 - mean) / std
 
 
 def _flat(x):

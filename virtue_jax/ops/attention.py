@@ -15,6 +15,8 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+from virtue_jax.parallel.constrain import ROWS, TENSOR, auto_axes, spec_of
+
 MASKED = -0.7 * float(np.finfo(np.float32).max)  # as the splash kernel: a row without a visible key stays finite
 LOGITS_BYTES = 128 * 2**20  # "xla" works through the queries in blocks whose float32 logits fit this
 LANES = 128
@@ -104,6 +106,41 @@ def _attend(q_BLHD, positions_L, q_segments, *, k_BSKD, v_BSKD, scale, causal, k
 
 
 def _splash(q, k, v, scale, causal, q_segments, kv_segments, *, interpret=False):
+    """The kernel on every device's own rows and heads: the compiler cannot split a kernel by itself."""
+
+    def kernel(q, k, v, q_segments, kv_segments):
+        return _splash_kernel(q, k, v, scale, causal, q_segments, kv_segments, interpret)
+
+    present = auto_axes()
+    if not present:
+        return kernel(q, k, v, q_segments, kv_segments)
+    heads = present.get(TENSOR, 1)
+    if k.shape[2] % heads and heads % k.shape[2] == 0:
+        # Fewer key heads than devices: each device holds a copy of the one that its queries read.
+        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    _check_split(q, k, present)
+    split = spec_of(q.shape, (ROWS, None, TENSOR))
+    segments = None if q_segments is None else spec_of(q_segments.shape, (ROWS,))
+    return jax.shard_map(
+        kernel,
+        in_specs=(split, split, split, segments, segments),
+        out_specs=split,
+        axis_names=set(present),
+        check_vma=False,
+    )(q, k, v, q_segments, kv_segments)
+
+
+def _check_split(q, k, present: dict[str, int]) -> None:
+    rows = math.prod(present.get(axis, 1) for axis in ROWS)
+    heads = present.get(TENSOR, 1)
+    if q.shape[0] % rows or q.shape[2] % heads or k.shape[2] % heads:
+        raise ValueError(
+            f"attention backend 'splash': {q.shape[0]} rows, {q.shape[2]} query and {k.shape[2]} key heads do not "
+            f"divide over the mesh axes {present}; choose row counts, micro-batches and a tensor axis that do"
+        )
+
+
+def _splash_kernel(q, k, v, scale, causal, q_segments, kv_segments, interpret):
     L, H, S = q.shape[1], q.shape[2], k.shape[1]
     block_q, block_kv = _splash_block(L, "queries"), _splash_block(S, "keys")
     sizes = splash.BlockSizes(

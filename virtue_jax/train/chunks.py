@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import lax
+
+from virtue_jax.parallel.constrain import ROWS, constrain
 
 
 def split_chunks(tree, chunks: int):
@@ -16,29 +17,23 @@ def split_chunks(tree, chunks: int):
     def split(x):
         if x.shape[0] % chunks:
             raise ValueError(f"{x.shape[0]} rows do not divide into {chunks} micro-batches")
-        return x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+        return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else constrain(x, None, ROWS)
 
     return jax.tree.map(split, tree)
 
 
 def join_chunks(tree):
     """The inverse of `split_chunks`."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
+    return jax.tree.map(lambda x: constrain(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), ROWS), tree)
 
 
-def encode_in_chunks(encode: Callable, inputs, chunks: int, key: jax.Array | None = None):
-    """encode(inputs, key) micro-batch by micro-batch; the same values and gradients as in one piece.
+def encode_in_chunks(encode: Callable, inputs, chunks: int):
+    """encode(inputs) micro-batch by micro-batch; the same values and gradients as in one piece.
 
-    Under `jax.grad` only inputs and results are kept and each micro-batch is encoded again in the backward pass, with
-    the same dropout key: GradCache's two passes, written by the differentiation. Micro-batch i drops out with
-    fold_in(key, i).
+    Under `jax.grad` only inputs and results are kept and each micro-batch is encoded again in the backward pass:
+    GradCache's two passes, written by the differentiation. Whatever is random must be in `inputs`, row by row.
     """
     if chunks == 1:
-        return encode(inputs, key)
-
-    @jax.checkpoint
-    def one(item):
-        index, part = item
-        return encode(part, None if key is None else jax.random.fold_in(key, index))
-
-    return join_chunks(lax.map(one, (jnp.arange(chunks), split_chunks(inputs, chunks))))
+        return encode(inputs)
+    return join_chunks(lax.map(jax.checkpoint(encode), split_chunks(inputs, chunks)))

@@ -1,70 +1,187 @@
-"""setup(config, mesh): the abstract run (state, shardings, step) that training fills and a compiler can lower."""
+"""setup(config, mesh): the abstract run (state, batch, shardings, stages) that training fills and a compiler lowers."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
+from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig
-from virtue_jax.models.parameters import abstract_virtue, parameters, select
+from virtue_jax.data.layout import batch_layout
+from virtue_jax.models.parameters import abstract_virtue, bind, parameters, select
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.ops.attention import check_backend
-from virtue_jax.parallel.mesh import Mesh, replicated, rows
-from virtue_jax.train.config import TrainConfig
+from virtue_jax.parallel.mesh import DATA, replicated, row_shards, rows
+from virtue_jax.parallel.shardings import parameter_shardings
+from virtue_jax.train.config import RowGroup, TrainConfig
+from virtue_jax.train.loss import LossConfig
 from virtue_jax.train.optimizer import make_optimizer
-from virtue_jax.train.step import TrainState, initial_state, make_step
+from virtue_jax.train.step import (
+    LOG_TEMPERATURE,
+    StepConfig,
+    TrainState,
+    encode_towers,
+    initial_state,
+    loss_and_gradients,
+    make_update,
+    without_pixels,
+)
 
 _TOWERS = ("sam2.", "vision.")
 
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """A run without arrays.
+    """A run without arrays: every abstract array is a ShapeDtypeStruct with its sharding.
 
-    model: abstract. state: TrainState of ShapeDtypeStructs. frozen: {path: ShapeDtypeStruct}. step: the compiled-on-
-    first-use step(state, frozen, groups) -> (state, metrics), state donated. init: jitted, trainable -> TrainState.
+    model: abstract. state: TrainState. frozen: {path: array}. groups: the row groups of a step. init(weights) -> state,
+    weights = {path: array} of the model's trainable parameters. The stages of a step, each compiled on first use:
+        towers(frozen, groups) -> outputs, () where the towers train
+        gradients(trainable, step, frozen, groups, outputs) -> (gradients, metrics)
+        update(state, gradients, loss) -> (state, metrics); state is given away
     """
 
     model: Virtue
     optimizer: optax.GradientTransformation
     state: TrainState
     frozen: dict[str, jax.ShapeDtypeStruct]
-    step: Callable
+    groups: tuple[Batch, ...]
+    towers: Callable
+    gradients: Callable
+    update: Callable
     init: Callable
     mesh: Mesh
+
+    def step(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
+        """All stages of a step: (state, metrics); `state` is given away."""
+        outputs = self.towers(frozen, groups)
+        gradients, metrics = self.gradients(state.trainable, state.step, frozen, self.embed_inputs(groups), outputs)
+        state, more = self.update(state, gradients, metrics["loss"])
+        return state, metrics | more
+
+    def embed_inputs(self, groups: tuple[Batch, ...]) -> tuple[Batch, ...]:
+        """What `gradients` takes of the row groups: without images where the towers have run already."""
+        frozen_towers = not any(path.startswith(_TOWERS) for path in self.state.trainable)
+        return tuple(map(without_pixels, groups)) if frozen_towers else groups
 
 
 def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     """Raises:
     ValueError: a trainable pattern that matches nothing, an impossible schedule, an attention backend that cannot
-        run on the mesh.
+        run on the mesh, rows or parameters that the mesh does not divide.
     """
     check_backend(config.numerics.attention, mesh.devices.flat[0].platform)
+    _check_rows(config.data.rows, mesh)
     model = abstract_virtue(virtue, config.numerics)
-    shapes = parameters(model)
-    chosen = select(sorted(shapes), config.trainable)
-    # Trainable parameters are float32 whatever the frozen ones are: an update of 1e-5 vanishes in bfloat16.
-    trainable = {path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in shapes.items() if path in chosen}
-    frozen = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in shapes.items() if path not in chosen}
+    trainable, frozen = _split_parameters(config, parameters(model), mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    step = make_step(
-        model,
-        optimizer,
-        temperature=config.temperature,
-        chunks=(config.query_micro_batches, config.target_micro_batches),
+    made = StepConfig(
+        loss=config.loss,
+        chunks=tuple(max(1, group.micro_batches) for group in config.data.rows.values()),
         seed=config.seed,
-        frozen_towers=not any(path.startswith(_TOWERS) for path in chosen),
+        frozen_towers=not any(path.startswith(_TOWERS) for path in trainable),
+        stop=config.nonfinite == "stop",
     )
+    state = _abstract_state(trainable, optimizer, mesh)
     whole, split = replicated(mesh), rows(mesh)
-    init = jax.jit(lambda params: initial_state(params, optimizer), out_shardings=whole)
+    state_sharding = jax.tree.map(lambda x: x.sharding, state)
+    towers, gradients = _mapped_stages(model, made, mesh)
     return TrainSetup(
         model=model,
         optimizer=optimizer,
-        state=jax.eval_shape(init, trainable),
+        state=state,
         frozen=frozen,
-        step=jax.jit(step, donate_argnums=0, in_shardings=(whole, whole, split), out_shardings=whole),
-        init=init,
+        groups=tuple(abstract_groups(config, virtue, mesh)),
+        towers=jax.jit(towers, out_shardings=split),
+        gradients=jax.jit(gradients, out_shardings=(state_sharding.trainable, whole)),
+        update=jax.jit(make_update(optimizer, made), donate_argnums=0, out_shardings=(state_sharding, whole)),
+        init=jax.jit(partial(_start, config.loss, optimizer), out_shardings=state_sharding),
         mesh=mesh,
     )
+
+
+def _start(loss: LossConfig, optimizer: optax.GradientTransformation, weights: dict[str, jax.Array]) -> TrainState:
+    learnt = {LOG_TEMPERATURE: jnp.log(jnp.float32(loss.temperature))} if loss.learn_temperature else {}
+    return initial_state({**weights, **learnt}, optimizer)
+
+
+def _mapped_stages(model: Virtue, made: StepConfig, mesh: Mesh) -> tuple[Callable, Callable]:
+    """The first two stages, mapped by hand over the data axis (and over axes of one device, which need no compiler)."""
+    axis = DATA if mesh.shape[DATA] > 1 else None
+    by_hand = {name for name, size in mesh.shape.items() if size == 1} | {DATA}
+    shapes = parameters(model)
+    part, whole = PartitionSpec(DATA), PartitionSpec()
+
+    def towers(frozen, groups):
+        # The language model is not run here: its parameters, trainable ones among them, stay shapes.
+        return encode_towers(bind(model, {**shapes, **frozen}), groups, made) if made.frozen_towers else ()
+
+    mapped = partial(jax.shard_map, mesh=mesh, axis_names=by_hand, check_vma=False)
+    return (
+        mapped(towers, in_specs=(whole, part), out_specs=part),
+        mapped(
+            loss_and_gradients(model, made, axis), in_specs=(whole, whole, whole, part, part), out_specs=(whole, whole)
+        ),
+    )
+
+
+def _split_parameters(config: TrainConfig, shapes: Mapping, mesh: Mesh) -> tuple[dict, dict]:
+    """(trainable, frozen) as ShapeDtypeStructs with shardings."""
+    chosen = select(sorted(shapes), config.trainable)
+    # Trainable parameters are float32 whatever the frozen ones are: an update of 1e-5 vanishes in bfloat16.
+    shapes = {
+        path: jax.ShapeDtypeStruct(x.shape, jnp.float32 if path in chosen else x.dtype) for path, x in shapes.items()
+    }
+    if config.loss.learn_temperature:
+        chosen.add(LOG_TEMPERATURE)
+        shapes[LOG_TEMPERATURE] = jax.ShapeDtypeStruct((), jnp.float32)
+    shardings = parameter_shardings(shapes, mesh)
+    placed = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[path]) for path, x in shapes.items()}
+    return {p: x for p, x in placed.items() if p in chosen}, {p: x for p, x in placed.items() if p not in chosen}
+
+
+def _abstract_state(trainable: Mapping, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Moments lie where their parameters do; counts are everywhere."""
+    shapes = jax.eval_shape(partial(initial_state, optimizer=optimizer), trainable)
+
+    def placed(path, x):
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        sharding = trainable[names[-1]].sharding if names and names[-1] in trainable else replicated(mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(placed, shapes)
+
+
+def abstract_groups(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh):
+    """The row groups of one step, over all processes."""
+    sharding = rows(mesh)
+    for group in config.data.rows.values():
+        layout = batch_layout(
+            group.shape, sam_size=virtue.sam2.image_size, patch_dim=virtue.vision.patch_dim, pixels=config.data.pixels
+        )
+        yield Batch(
+            **{
+                name: jax.ShapeDtypeStruct((group.rows, *tail), dtype, sharding=sharding)
+                for name, (dtype, tail) in layout.items()
+            }
+        )
+
+
+def _check_rows(groups: Mapping[str, RowGroup], mesh: Mesh) -> None:
+    shards = row_shards(mesh)
+    wrong = [
+        f"{name}: {group.rows} rows, {group.micro_batches} micro-batches"
+        for name, group in groups.items()
+        if group.rows % (shards * max(1, group.micro_batches))
+    ]
+    if wrong or not groups:
+        least = math.lcm(*(shards * max(1, group.micro_batches) for group in groups.values())) if groups else shards
+        raise ValueError(
+            f"data.rows ({'; '.join(wrong) or 'none'}): every row group's rows must divide by {shards} (data x fsdp "
+            f"devices) times its micro-batches, e.g. {least}"
+        )

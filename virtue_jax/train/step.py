@@ -1,6 +1,11 @@
-"""One training step as a pure function of (state, frozen parameters, row groups)."""
+"""One training step as three pure stages: frozen towers, loss and gradients, update.
 
-from collections.abc import Callable
+Every stage is a function of arrays alone and runs on each part of the data axis by itself; what passes between the
+parts is named in `parallel/collective.py`. The fsdp and tensor axes are left to the compiler.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -8,78 +13,128 @@ import jax.numpy as jnp
 import optax
 
 from virtue_jax.batch import Batch
+from virtue_jax.models.lora import hold_norms
 from virtue_jax.models.parameters import bind
-from virtue_jax.models.virtue import Virtue
+from virtue_jax.models.virtue import TowerOutputs, Virtue
+from virtue_jax.parallel.collective import Axis, position, total
 from virtue_jax.train.chunks import encode_in_chunks
-from virtue_jax.train.loss import Slots, contrastive_loss
+from virtue_jax.train.loss import LossConfig, Slots, contrastive_loss
+
+LOG_TEMPERATURE = "loss.log_temperature"  # path of the learnt temperature among the trainable parameters
+LEAST_TEMPERATURE = 0.01  # as CLIP clips its logit scale (arXiv 2103.00020, section 2.5)
+TOWER_INPUTS = ("patches", "patch_yx", "patch_segments", "sam_images", "prompt_masks")
 
 
 class TrainState(NamedTuple):
-    """step int32[]; trainable {path: array}; optimizer state over `trainable`."""
+    """step int32[]: steps done. trainable {path: array}. optimizer state over `trainable`. skipped int32[]: steps so
+    far whose loss or gradient was not finite, and which changed nothing."""
 
     step: jax.Array
     trainable: dict[str, jax.Array]
     optimizer: optax.OptState
+    skipped: jax.Array
 
 
-_TOWER_INPUTS = ("patches", "patch_yx", "patch_segments", "sam_images", "prompt_masks")
+@dataclass(frozen=True)
+class StepConfig:
+    """What the stages are made for. chunks: micro-batches of each row group. frozen_towers: whether the image towers
+    run once, outside of differentiation. stop: whether a step that is not finite ends all further updates.
+    hold_norms: whether DoRA's column norms are computed once per step (False: in every micro-batch; to measure)."""
+
+    loss: LossConfig
+    chunks: tuple[int, ...]
+    seed: int
+    frozen_towers: bool
+    stop: bool = True
+    hold_norms: bool = True
 
 
 def without_pixels(batch: Batch) -> Batch:
-    """The batch with only what `Virtue.embed` reads, so that micro-batches do not carry images about."""
-    return batch._replace(**{name: None for name in _TOWER_INPUTS})
+    """The batch with only what `Virtue.embed` reads, so that images need not outlive the towers."""
+    return batch._replace(**{name: None for name in TOWER_INPUTS})
+
+
+def encode_towers(model: Virtue, groups: Sequence[Batch], config: StepConfig) -> tuple[TowerOutputs, ...]:
+    """The frozen image towers' outputs of every row group, without a gradient; each micro-batch's are kept."""
+    return tuple(
+        jax.lax.stop_gradient(encode_in_chunks(model.towers, batch, count))
+        for batch, count in zip(groups, config.chunks, strict=True)
+    )
 
 
 def encode_groups(
-    model: Virtue, groups: tuple[Batch, ...], chunks: tuple[int, ...], keys, frozen_towers: bool
+    model: Virtue, groups: Sequence[Batch], towers: Sequence[TowerOutputs] | None, keys: Sequence, config: StepConfig
 ) -> Slots:
     """Embeds every row group, each in its number of micro-batches, and lines all slots up.
 
-    With `frozen_towers` the image towers run once per step, outside of differentiation; otherwise they are part of
-    what is differentiated (and run again in the backward pass where there are micro-batches).
+    towers: of `encode_towers`; None = they train, are part of what is differentiated, and run again in the backward
+    pass where there are micro-batches. keys: per group one dropout key per row, key[R], or None.
     """
+    if config.hold_norms:
+        hold_norms(model.text)
     slots = []
-    for batch, count, key in zip(groups, chunks, keys, strict=True):
-        if frozen_towers:
-            towers = jax.lax.stop_gradient(encode_in_chunks(lambda b, _: model.towers(b), batch, count))
-            inputs = (without_pixels(batch), towers)
-            z = encode_in_chunks(lambda item, k: model.embed(*item, k), inputs, count, key)
+    for i, (batch, count, key) in enumerate(zip(groups, config.chunks, keys, strict=True)):
+        if towers is None:
+            z = encode_in_chunks(lambda item: model(*item), (batch, key), count)
         else:
-            z = encode_in_chunks(model, batch, count, key)
-        slots.append(Slots(z.reshape(-1, z.shape[-1]), *(x.reshape(-1) for x in (batch.side, batch.pair, batch.valid))))
+            inputs = (without_pixels(batch), towers[i], key)
+            z = encode_in_chunks(lambda item: model.embed(*item), inputs, count)
+        facts = (batch.side, batch.content, batch.positives, batch.valid)
+        slots.append(Slots(*(x.reshape(-1, *x.shape[2:]) for x in (z, *facts))))
     return Slots(*(jnp.concatenate(parts) for parts in zip(*slots, strict=True)))
 
 
-def make_step(
-    model: Virtue,
-    optimizer: optax.GradientTransformation,
-    *,
-    temperature: float,
-    chunks: tuple[int, ...],
-    seed: int,
-    frozen_towers: bool,
-) -> Callable:
-    """step(state, frozen, groups) -> (state, metrics); `model` is abstract and gives only the structure.
+def dropout_keys(seed: int, step: jax.Array, groups: Sequence[Batch], axis: Axis) -> list[jax.Array]:
+    """key[R] per row group: a function of (seed, step, group, row) alone, so that neither the mesh, nor micro-batches,
+    nor a restart changes what is dropped."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
 
-    Dropout keys depend on (seed, step, row group, micro-batch) alone, so that a resumed run repeats them.
-    """
+    def of(number: int, count: int):
+        rows = position(axis) * count + jnp.arange(count)
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, number), rows)
 
-    def loss_fn(trainable, frozen, groups, key):
-        bound = bind(model, {**frozen, **trainable})
-        keys = [jax.random.fold_in(key, i) for i in range(len(groups))]
-        return contrastive_loss(encode_groups(bound, groups, chunks, keys, frozen_towers), temperature)
+    return [of(number, len(batch.tokens)) for number, batch in enumerate(groups)]
 
-    def step(state: TrainState, frozen, groups: tuple[Batch, ...]):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), gradients = grad_fn(state.trainable, frozen, groups, key)
+
+def loss_and_gradients(model: Virtue, config: StepConfig, axis: Axis) -> Callable:
+    """gradients(trainable, step, frozen, groups, towers) -> ({path: gradient}, metrics), both of the whole batch."""
+
+    def share(trainable, step, frozen, groups, towers):
+        weights = {path: x for path, x in trainable.items() if path != LOG_TEMPERATURE}
+        bound = bind(model, {**frozen, **weights})
+        keys = dropout_keys(config.seed, step, groups, axis)
+        slots = encode_groups(bound, groups, towers if config.frozen_towers else None, keys, config)
+        learnt = trainable.get(LOG_TEMPERATURE)
+        temperature = config.loss.temperature if learnt is None else jnp.exp(learnt)
+        value, metrics = contrastive_loss(slots, temperature, config.loss, axis)
+        return value, metrics | {"temperature": jnp.asarray(temperature, jnp.float32)}
+
+    def gradients(trainable, step, frozen, groups, towers):
+        (_, metrics), found = jax.value_and_grad(share, has_aux=True)(trainable, step, frozen, groups, towers)
+        return total(found, axis), metrics
+
+    return gradients
+
+
+def make_update(optimizer: optax.GradientTransformation, config: StepConfig) -> Callable:
+    """update(state, gradients, loss) -> (state, metrics); what is not finite changes nothing but `skipped`."""
+
+    def update(state: TrainState, gradients, loss):
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **metrics}
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        if LOG_TEMPERATURE in trainable:
+            trainable[LOG_TEMPERATURE] = jnp.maximum(trainable[LOG_TEMPERATURE], jnp.log(LEAST_TEMPERATURE))
+        use = finite & (state.skipped == 0) if config.stop else finite
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(use, new, old), (trainable, opt_state), (state.trainable, state.optimizer)
+        )
+        skipped = state.skipped + ~finite
+        return TrainState(state.step + 1, *kept, skipped), {"gradient_norm": norm, "finite": finite}
 
-    return step
+    return update
 
 
 def initial_state(trainable: dict[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
