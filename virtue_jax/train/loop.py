@@ -150,6 +150,7 @@ def run_identity(config: TrainConfig) -> dict:
     whose weights are known by their digest."""
     identity = dataclasses.asdict(config) | _FREE
     identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
+    identity["data"]["order"] = [list(config.data.sources), list(config.data.rows)]  # dicts of other order are equal
     for group in identity["data"]["rows"].values():
         group["micro_batches"] = 0
     if identity["model"]["directory"]:

@@ -22,7 +22,7 @@ def open_sources(config: DataConfig, seed: int) -> list[PairSource]:
     """
     if not config.sources:
         raise ValueError("config.data.sources is empty; name at least one data set")
-    return [_open(source, config.share_images, seed) for source in config.sources]
+    return [_open(source, config.share_images, seed) for source in config.sources.values()]
 
 
 def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
@@ -58,13 +58,13 @@ def make_loader(
     return training_loader(
         sources,
         ExampleEncoder(virtue, tokenizer),
-        groups=[(group.shape, group.rows) for group in data.rows],
+        groups=[(group.shape, group.rows) for group in data.rows.values()],
         batch_size=config.batch_size,
         seed=config.seed,
         streams=data.streams,
         own=streams,
         negatives=data.hard_negatives,
-        weights=[source.weight for source in data.sources],
+        weights=[source.weight for source in data.sources.values()],
         interleave=data.interleave,
         pixels=data.pixels,
         bad_rows=data.bad_rows,
