@@ -1,12 +1,16 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, QUERY, TARGET, RowShape
+from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, RowShape
+from virtue_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from virtue_jax.data.encode import ExampleEncoder
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.pack import UNUSED_PAIR, pack_rows, row_need, row_shape
+from virtue_jax.data.pack import Label, pack_rows, row_need, row_shape
+from virtue_jax.data.qwen_image import normalise_patches
+from virtue_jax.data.sam_image import sam_image
 from virtue_jax.data.validate import validate
 
 SIZES = {"segmentation_tokens": 16, "sam_size": 256}
@@ -40,8 +44,13 @@ def rows(encoder, noise, png):
 
 @pytest.fixture
 def packed(rows):
-    shape = row_shape(rows, slots=64, patches=32)
-    return shape, pack_rows(rows, shape, **SIZES)
+    """With one vision row, in which row 0 has two images, and two places for positives."""
+    shape = row_shape(rows, slots=64, patches=64)
+    shape = dataclasses.replace(shape, vision_rows=1, patches=2 * shape.patches, positives=2)
+    return shape, pack_rows(rows, shape, labels=LABELS, **SIZES)
+
+
+LABELS = [[Label.query(5, 9), Label.target(5), Label.query(7)], [Label.target(9)]]
 
 
 def test_the_smallest_shape_counts_shared_images_once(rows):
@@ -50,8 +59,9 @@ def test_the_smallest_shape_counts_shared_images_once(rows):
     assert need == RowShape(
         slots=sum(len(example) for example in rows[0]),
         examples=3,
+        vision_rows=2,
+        patches=max(len(image.patches) for image in images),
         images=2,
-        patches=sum(len(image.patches) for image in images),
         prompts=2,
         points=3,
         masks=False,
@@ -86,7 +96,8 @@ def test_every_example_can_be_read_back_from_its_row(rows, packed):
             slots = batch.vision_slot[r, here]
             np.testing.assert_array_equal(slots >= 0, example.vision >= 0)
             if example.images:
-                own = np.concatenate([image.patches for image in example.images]).reshape(-1, 4, 588)
+                own = np.concatenate([image.patches for image in example.images])
+                own = normalise_patches(own).reshape(-1, 4, 588)
                 stored = batch.patches[r].reshape(-1, 4, 588)
                 np.testing.assert_array_equal(stored[slots[slots >= 0]], own[example.vision[example.vision >= 0]])
                 expected = np.where(example.segmentation >= 0, prompts * 16 + example.segmentation, -1)
@@ -96,7 +107,7 @@ def test_every_example_can_be_read_back_from_its_row(rows, packed):
                 np.testing.assert_array_equal(batch.prompt_labels[r, prompts, :count], example.prompt.labels)
                 assert (batch.prompt_labels[r, prompts, count:] == NO_TOKEN).all()
                 sam = batch.sam_images[r, batch.prompt_image[r, prompts]]
-                np.testing.assert_array_equal(sam, example.images[0].sam)
+                np.testing.assert_array_equal(sam, sam_image(example.images[0].sam, 256))
                 prompts += 1
             else:
                 assert (batch.prompt_slot[r, here] == -1).all()
@@ -107,20 +118,64 @@ def test_a_shared_image_is_stored_once_with_its_coordinates(rows, packed):
     first, second = rows[0][0].images[0], rows[0][2].images[0]
     assert first.key == rows[0][2].images[1].key != second.key
     cut = len(first.patches)
-    np.testing.assert_array_equal(batch.patch_segments[0, :cut], 1)
-    np.testing.assert_array_equal(batch.patch_segments[0, cut : cut + len(second.patches)], 2)
-    assert not batch.patch_segments[0, cut + len(second.patches) :].any()
-    np.testing.assert_array_equal(batch.patch_yx[0, :cut], first.patch_yx)
+    np.testing.assert_array_equal(batch.patch_segments[0, 0, :cut], 1)
+    np.testing.assert_array_equal(batch.patch_segments[0, 0, cut : cut + len(second.patches)], 2)
+    assert not batch.patch_segments[0, 0, cut + len(second.patches) :].any()
+    np.testing.assert_array_equal(batch.patch_yx[0, 0, :cut], first.patch_yx)
     assert batch.prompt_image[0].tolist() == [0, 1]
 
 
-def test_a_sam_input_is_found_whichever_example_brings_it(encoder, noise, png):
-    first, second = png(noise), png(noise[:40, :50])
-    row = [encoder.encode(Example("x", images)) for images in ((first, second), (second,))]
-    assert row[0].images[1].sam is None
-    batch = pack_rows([row], row_shape([row]), **SIZES)
+def test_images_go_first_fit_into_vision_rows_or_where_they_are_told(rows):
+    images = {image.key: len(image.patches) for image in rows[0][2].images}
+    shape = row_shape(rows)
+    assert shape.vision_rows == 2
+    first, second = rows[0][0].images[0], rows[0][2].images[0]
+    told = pack_rows(rows, shape, vision=[{first.key: 1, second.key: 0}, {first.key: 0}], **SIZES)
+    here = pack_rows(rows, shape, **SIZES)
+    for batch, places in ((here, (0, 1)), (told, (1, 0))):
+        validate(batch, shape, **SIZES)
+        for image, v in zip((first, second), places, strict=True):
+            count = images[image.key]
+            assert batch.patch_segments[0, v].tolist() == [1] * count + [0] * (shape.patches - count)
+            np.testing.assert_array_equal(batch.patches[0, v, :count], normalise_patches(image.patches))
+            tokens = batch.vision_slot[0][batch.segments[0] == 3]
+            assert v * shape.patches // 4 in tokens and v * shape.patches // 4 + count // 4 - 1 in tokens
+    with pytest.raises(ValueError, match=rf"row 0 .*an image of {len(second.patches)} patches finds no room in 1 "):
+        pack_rows(rows, dataclasses.replace(shape, vision_rows=1), **SIZES)
+
+
+def test_only_images_that_prompts_are_on_take_a_sam_input(encoder, noise, png):
+    first, second, third = png(noise), png(noise[:40, :50]), png(noise[:30, :40])
+    row = [encoder.encode(Example("x", images)) for images in ((first, third, second), (second,))]
+    assert [image.sam is None for image in row[0].images] == [False, True, True]
+    shape = row_shape([row])
+    assert (shape.images, shape.vision_rows, shape.prompts) == (2, 3, 2)
+    batch = pack_rows([row], shape, **SIZES)
     assert batch.sam_images.shape[1] == 2 and batch.prompt_image.tolist() == [[0, 1]]
-    np.testing.assert_array_equal(batch.sam_images[0, 1], row[1].images[0].sam)
+    np.testing.assert_array_equal(batch.sam_images[0, 1], sam_image(row[1].images[0].sam, 256))
+
+
+def test_grey_levels_are_those_that_the_normalised_pixels_come_from(rows, packed):
+    shape, batch = packed
+    grey = pack_rows(rows, shape, labels=LABELS, pixels="uint8", **SIZES)
+    validate(grey, shape, pixels="uint8", **SIZES)
+    mean, std = (np.array(x, np.float32) for x in (CLIP_MEAN, CLIP_STD))
+    patches = (grey.patches.reshape(2, -1, 3, 196) / np.float32(255) - mean[:, None]) / std[:, None]
+    real = batch.patch_segments.reshape(2, -1) > 0
+    np.testing.assert_allclose(patches.reshape(2, -1, 588)[real], batch.patches.reshape(2, -1, 588)[real], atol=1e-6)
+    levels = (batch.sam_images * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)) * 255
+    used = np.array([[True, True], [True, False]])
+    assert np.abs(levels[used] - grey.sam_images[used]).max() <= 0.5 + 1e-3
+    with pytest.raises(ValueError, match="pixels 'int8': expected one of float32, uint8"):
+        pack_rows(rows, shape, pixels="int8", **SIZES)
+
+
+def test_pixels_may_be_written_by_threads(rows, packed):
+    shape, batch = packed
+    with ThreadPoolExecutor(3) as pool:
+        threaded = pack_rows(rows, shape, labels=LABELS, each=pool.map, **SIZES)
+    for ours, theirs in zip(batch, threaded, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_padding_is_at_the_right_and_neutral(rows, packed):
@@ -129,21 +184,25 @@ def test_padding_is_at_the_right_and_neutral(rows, packed):
     assert rest.any(axis=1).all() and rest[:, -1].all()
     for array, filler in ((batch.tokens, 0), (batch.vision_slot, -1), (batch.prompt_slot, -1)):
         assert (array[rest] == filler).all()
-    assert not batch.valid[1, 1:].any() and (batch.pair[1, 1:] == UNUSED_PAIR).all()
+    assert not batch.valid[1, 1:].any()
+    assert (batch.content[1, 1:] == -1).all() and (batch.positives[1] == -1).all()
     assert (batch.prompt_labels[1, 1] == NO_TOKEN).all() and not batch.patches[1][batch.patch_segments[1] == 0].any()
     assert shape.masks and batch.has_mask.tolist() == [[False, False], [True, False]]
     np.testing.assert_array_equal(batch.prompt_masks[1, 0], rows[1][0].prompt.mask)
     assert not batch.prompt_masks[0].any()
 
 
-def test_sides_and_pairs_are_taken_over(rows):
-    shape = row_shape(rows)
-    batch = pack_rows(rows, shape, sides=[[QUERY, TARGET, QUERY], [TARGET]], pairs=[[5, 5, 9], [9]], **SIZES)
+def test_labels_are_taken_over(rows, packed):
+    shape, batch = packed
     assert batch.side.tolist() == [[0, 1, 0], [1, 0, 0]]
-    assert batch.pair.tolist() == [[5, 5, 9], [9, UNUSED_PAIR, UNUSED_PAIR]]
-    assert pack_rows(rows, shape, **SIZES).pair.tolist() == [[0, 1, 2], [3, UNUSED_PAIR, UNUSED_PAIR]]
-    with pytest.raises(ValueError, match=r"pairs: \[2, 1\] per row, expected one per example: \[3, 1\]"):
-        pack_rows(rows, shape, pairs=[[0, 1], [2]], **SIZES)
+    assert batch.content.tolist() == [[-1, 5, -1], [9, -1, -1]]
+    assert batch.positives.tolist() == [[[5, 9], [-1, -1], [7, -1]], [[-1, -1]] * 3]
+    unlabelled = pack_rows(rows, shape, **SIZES)
+    assert (unlabelled.side == 0).all() and (unlabelled.positives == -1).all() and (unlabelled.content == -1).all()
+    with pytest.raises(ValueError, match=r"labels: \[2, 1\] per row, expected one per example: \[3, 1\]"):
+        pack_rows(rows, shape, labels=[LABELS[0][:2], LABELS[1]], **SIZES)
+    with pytest.raises(ValueError, match=r"row 0 .*overflows: positives: 2 needed, capacity 1"):
+        pack_rows(rows, dataclasses.replace(shape, positives=1), labels=LABELS, **SIZES)
 
 
 def test_groups_have_only_the_arrays_that_they_need(rows, encoder, noise, png):
@@ -187,10 +246,15 @@ def test_examples_of_another_model_are_refused(rows):
     shape = row_shape(rows)
     with pytest.raises(ValueError, match="row 0a: encoded with 16 segmentation tokens, not 256"):
         pack_rows(rows, shape, segmentation_tokens=256, sam_size=256)
-    with pytest.raises(ValueError, match=r"sam_images are \(256, 256, 3\), the model's \(1024, 1024, 3\)"):
+    with pytest.raises(ValueError, match=r"mask logits are \(64, 64\), the model's \(256, 256\)"):
         pack_rows(rows, shape, segmentation_tokens=16, sam_size=1024)
+    with pytest.raises(ValueError, match="patches have 588 values, the model's 768"):
+        pack_rows(rows, shape, patch_dim=768, **SIZES)
     with pytest.raises(ValueError, match="patches must be a multiple of 4"):
         pack_rows(rows, dataclasses.replace(shape, patches=shape.patches + 2), **SIZES)
+    for wrong in ({"vision_rows": 0}, {"images": 0}, {"examples": 0}, {"prompts": 0}):
+        with pytest.raises(ValueError, match="RowShape"):
+            pack_rows([], dataclasses.replace(shape, **wrong), **SIZES)
 
 
 def test_packed_batches_are_valid(rows, packed, encoder):
@@ -218,18 +282,24 @@ def change(array: np.ndarray, place, value) -> np.ndarray:
         ("valid", (0, 1), False, "valid does not match"),
         ("valid", (1, 2), True, "valid does not match"),
         ("side", (0, 0), 2, "side is neither"),
-        ("pair", (0, 0), -3, "negative pair"),
+        ("content", (0, 1), -1, "a target without content"),
+        ("content", (0, 0), 3, "a query with one"),
+        ("content", (1, 1), 3, "content or positives at an unused place"),
+        ("positives", (0, 1, 0), 3, "positives of a target"),
+        ("positives", (0, 0, 0), -1, "a positive after the last one"),
         ("vision_slot", (0, 0), 10**6, "vision_slot out of range"),
         ("vision_slot", (1, -1), 0, "vision_slot at padding"),
         ("vision_slot", (0, 0), 0, "both a vision and a segmentation"),
-        ("patch_segments", (0, 0), 2, "differ inside a vision token"),
-        ("patch_segments", (1, slice(0, 4)), 0, "patches after padding"),
-        ("patches", (0, 0, 0), np.nan, "patches not finite"),
+        ("patch_segments", (0, 0, 0), 2, "differ inside a vision token"),
+        ("patch_segments", (0, 0, slice(0, 4)), 2, "patch_segments are not 1, 2"),
+        ("patch_segments", (1, 0, slice(0, 4)), 0, "patches after padding"),
+        ("patches", (0, 0, 0, 0), np.nan, "patches not finite"),
         ("prompt_slot", (0, 0), -1, "segmentation tokens missing or repeated"),
         ("prompt_slot", (1, -1), 3, "prompt_slot at padding"),
         ("prompt_labels", (0, 0, 0), 9, "unknown prompt label"),
         ("prompt_labels", (1, 1, 0), NOT_A_POINT, "a prompt without them"),
-        ("prompt_image", (1, 0), 1, "image that the row does not have"),
+        ("prompt_image", (1, 0), 1, "an image without a prompt before one with"),
+        ("prompt_image", (1, 0), 2, "prompt_image out of range"),
         ("has_mask", (1, 0), False, "mask logits where has_mask is False"),
         ("sam_images", (0, 0, 0, 0, 0), np.inf, "sam_images not finite"),
     ],

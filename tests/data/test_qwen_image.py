@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.qwen_image import qwen_image, smart_resize
+from virtue_jax.data.qwen_image import normalise, normalise_patches, qwen_image, smart_resize
 
 
 def frame(pixel_values: np.ndarray) -> np.ndarray:
@@ -31,9 +31,9 @@ def test_golden_images_give_the_golden_patches(arrays, tiny_config):
     for name in names:
         made = qwen_image(images[f"{name}/raw"], tiny_config, name)
         expected = frame(images[f"{name}/pixel_values"])
-        assert made.patches.dtype == np.float32 and made.patch_yx.dtype == np.int32
+        assert made.patches.dtype == np.uint8 and made.patch_yx.dtype == np.int32
         assert (1, *made.grid) == tuple(images[f"{name}/grid_thw"][0])
-        np.testing.assert_allclose(made.patches, expected, atol=1e-6, rtol=0)
+        np.testing.assert_allclose(normalise_patches(made.patches), expected, atol=1e-6, rtol=0)
 
 
 def test_patch_coordinates_belong_to_the_patches(tiny_config, noise):
@@ -43,6 +43,15 @@ def test_patch_coordinates_belong_to_the_patches(tiny_config, noise):
     assert {tuple(yx) for yx in made.patch_yx} == {(y, x) for y in range(rows) for x in range(columns)}
     for patch, (y, x) in zip(made.patches, made.patch_yx, strict=True):
         cut = made.pixels[y * 14 : (y + 1) * 14, x * 14 : (x + 1) * 14]
+        np.testing.assert_array_equal(patch.reshape(3, 14, 14), cut.transpose(2, 0, 1))
+
+
+def test_patches_and_pixels_are_normalised_alike(tiny_config, noise):
+    made = qwen_image(noise, tiny_config, "row")
+    normal = normalise(made.pixels)
+    assert normal.dtype == np.float32 and normal.shape == made.pixels.shape
+    for patch, (y, x) in zip(normalise_patches(made.patches), made.patch_yx, strict=True):
+        cut = normal[y * 14 : (y + 1) * 14, x * 14 : (x + 1) * 14]
         np.testing.assert_array_equal(patch.reshape(3, 14, 14), cut.transpose(2, 0, 1))
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from virtue_jax.data.qwen_image import qwen_image
-from virtue_jax.data.sam_image import resize, resize_weights, sam_image
+from virtue_jax.data.qwen_image import normalise, qwen_image
+from virtue_jax.data.sam_image import resize, resize_weights, sam_image, sam_levels
 
 
 def assert_matches(made: np.ndarray, golden: dict, atol: float, prefix: str = "") -> None:
@@ -37,7 +37,7 @@ def test_qwen_pixels_give_the_released_goldens(arrays, tiny_config):
     images = arrays("images.npz")
     atol = 10 * arrays("noise_floor.json")["fp64"]["sam_input"]["max_abs"]
     for name in "abc":
-        pixels = qwen_image(images[f"{name}/raw"], tiny_config, name).pixels
+        pixels = normalise(qwen_image(images[f"{name}/raw"], tiny_config, name).pixels)
         assert_matches(sam_image(pixels, 1024), images, atol, f"{name}/")
 
 
@@ -69,6 +69,21 @@ def test_an_image_of_the_right_size_is_only_normalised_and_not_changed_in_place(
     made = sam_image(pixels, 64)
     np.testing.assert_array_equal(pixels, kept)
     np.testing.assert_allclose(made, (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD), atol=1e-6)
+
+
+def test_what_is_made_is_written_where_it_is_wanted():
+    pixels = np.random.default_rng(4).integers(0, 256, (50, 70, 3), np.uint8)
+    wanted = np.zeros((2, 64, 64, 3), np.float32)
+    assert np.shares_memory(sam_image(pixels, 64, wanted[1]), wanted)
+    np.testing.assert_array_equal(wanted[1], sam_image(pixels, 64))
+    assert not wanted[0].any()
+
+
+def test_grey_levels_are_the_resize_rounded():
+    pixels = np.random.default_rng(5).integers(0, 256, (50, 70, 3), np.uint8)
+    made, levels = sam_levels(pixels, 64), resize(pixels.astype(np.float32), 64, 64)
+    assert made.dtype == np.uint8 and np.abs(made - levels).max() <= 0.5
+    np.testing.assert_array_equal(sam_levels(np.full((9, 9, 3), 255, np.uint8), 64), 255)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.data.positions import ImageSpan, rotary_positions
-from virtue_jax.data.qwen_image import qwen_image
+from virtue_jax.data.qwen_image import normalise_patches, qwen_image
 from virtue_jax.data.sam_image import resize
 
 pytestmark = pytest.mark.parity
@@ -29,7 +29,7 @@ def test_patches_equal_those_of_transformers(height, width):
     ours = qwen_image(pixels, CONFIG, "row")
     assert (1, *ours.grid) == tuple(theirs["image_grid_thw"][0])
     frames = theirs["pixel_values"].reshape(-1, 3, 2, 196)
-    np.testing.assert_allclose(ours.patches, frames[:, :, 0].reshape(-1, 588), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(normalise_patches(ours.patches), frames[:, :, 0].reshape(-1, 588), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (20, 40), (60, 1200), (479, 641), (1024, 1024), (1500, 2100)])

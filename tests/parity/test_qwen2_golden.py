@@ -11,7 +11,7 @@ from golden_files import TINY, arrays, facts, stems
 from qwen_checkpoint import load_qwen, pack_images
 
 from virtue_jax.config import HieraConfig, Sam2Config, VirtueConfig
-from virtue_jax.data.qwen_image import qwen_image
+from virtue_jax.data.qwen_image import normalise_patches, qwen_image
 from virtue_jax.ops.rotary import patch_angles
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -117,7 +117,7 @@ def preprocessed(raw: np.ndarray) -> np.ndarray:
     """pixel_values[P, 1176] of an image for which the golden file has but every eighth row."""
     model = qwen(False)
     config = VirtueConfig(Sam2Config(HieraConfig(8, 1, (1, 2, 3, 2), (4,))), model.vision.config, model.text.config)
-    patches = qwen_image(raw, config, "golden").patches.reshape(-1, 3, 1, 196)
+    patches = normalise_patches(qwen_image(raw, config, "golden").patches).reshape(-1, 3, 1, 196)
     return np.repeat(patches, 2, axis=2).reshape(len(patches), -1)
 
 
