@@ -1,5 +1,6 @@
 """The tiny golden model's config and tokenizer, and an image, for the tests of the data pipeline."""
 
+import dataclasses
 from pathlib import Path
 
 import golden_files
@@ -7,6 +8,9 @@ import numpy as np
 import pytest
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.example import Example, VisualPrompt
+from virtue_jax.data.pack import Label, pack_rows, row_shape
 from virtue_jax.data.tokens import Tokenizer
 
 
@@ -50,3 +54,38 @@ def tiny_config() -> VirtueConfig:
 def noise() -> np.ndarray:
     """uint8[60, 90, 3]"""
     return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def small_sam_encoder(tiny_config, tokenizer) -> ExampleEncoder:
+    """With a SAM input of 256 pixels: 16 segmentation tokens."""
+    sam2 = dataclasses.replace(tiny_config.sam2, image_size=256)
+    return ExampleEncoder(dataclasses.replace(tiny_config, sam2=sam2), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rows(small_sam_encoder, noise, png):
+    """Row 0: two prompts on one image, one of them with a second image first seen there, and a text. Row 1: a mask."""
+    first, second = png(noise), png(noise[:40, :50])
+    box = VisualPrompt(box=(5, 5, 50, 40))
+    points = VisualPrompt(points=((3, 3, 1), (9, 9, 0)))
+    mask = np.zeros((60, 90), bool)
+    mask[10:30, 20:50] = True
+    encode = small_sam_encoder.encode
+    return [
+        [
+            encode(Example("Red cat", (first,), box, origin="row 0a")),
+            encode(Example("A tiger", origin="row 0b")),
+            encode(Example("both", (second, first), points, origin="row 0c")),
+        ],
+        [encode(Example("mask", (first,), VisualPrompt(mask=mask), origin="row 1"))],
+    ]
+
+
+@pytest.fixture
+def packed(rows):
+    """With one vision row, in which row 0 has two images, and two places for positives."""
+    shape = row_shape(rows, slots=64, patches=64)
+    shape = dataclasses.replace(shape, vision_rows=1, patches=2 * shape.patches, positives=2)
+    labels = [[Label.query(5, 9), Label.target(5), Label.query(7)], [Label.target(9)]]
+    return shape, pack_rows(rows, shape, labels=labels, segmentation_tokens=16, sam_size=256)

@@ -4,50 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, RowShape
+from virtue_jax.batch import NO_TOKEN, RowShape
 from virtue_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from virtue_jax.data.encode import ExampleEncoder
-from virtue_jax.data.example import Example, VisualPrompt
+from virtue_jax.data.example import Example
 from virtue_jax.data.pack import Label, pack_rows, row_need, row_shape
 from virtue_jax.data.qwen_image import normalise_patches
 from virtue_jax.data.sam_image import sam_image
 from virtue_jax.data.validate import validate
 
 SIZES = {"segmentation_tokens": 16, "sam_size": 256}
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_config, tokenizer) -> ExampleEncoder:
-    """With a SAM input of 256 pixels: 16 segmentation tokens."""
-    sam2 = dataclasses.replace(tiny_config.sam2, image_size=256)
-    return ExampleEncoder(dataclasses.replace(tiny_config, sam2=sam2), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def rows(encoder, noise, png):
-    """Row 0: two prompts on one image, one of them with a second image first seen there, and a text. Row 1: a mask."""
-    first, second = png(noise), png(noise[:40, :50])
-    box = VisualPrompt(box=(5, 5, 50, 40))
-    points = VisualPrompt(points=((3, 3, 1), (9, 9, 0)))
-    mask = np.zeros((60, 90), bool)
-    mask[10:30, 20:50] = True
-    encode = encoder.encode
-    return [
-        [
-            encode(Example("Red cat", (first,), box, origin="row 0a")),
-            encode(Example("A tiger", origin="row 0b")),
-            encode(Example("both", (second, first), points, origin="row 0c")),
-        ],
-        [encode(Example("mask", (first,), VisualPrompt(mask=mask), origin="row 1"))],
-    ]
-
-
-@pytest.fixture
-def packed(rows):
-    """With one vision row, in which row 0 has two images, and two places for positives."""
-    shape = row_shape(rows, slots=64, patches=64)
-    shape = dataclasses.replace(shape, vision_rows=1, patches=2 * shape.patches, positives=2)
-    return shape, pack_rows(rows, shape, labels=LABELS, **SIZES)
 
 
 LABELS = [[Label.query(5, 9), Label.target(5), Label.query(7)], [Label.target(9)]]
@@ -144,9 +109,9 @@ def test_images_go_first_fit_into_vision_rows_or_where_they_are_told(rows):
         pack_rows(rows, dataclasses.replace(shape, vision_rows=1), **SIZES)
 
 
-def test_only_images_that_prompts_are_on_take_a_sam_input(encoder, noise, png):
+def test_only_images_that_prompts_are_on_take_a_sam_input(small_sam_encoder, noise, png):
     first, second, third = png(noise), png(noise[:40, :50]), png(noise[:30, :40])
-    row = [encoder.encode(Example("x", images)) for images in ((first, third, second), (second,))]
+    row = [small_sam_encoder.encode(Example("x", images)) for images in ((first, third, second), (second,))]
     assert [image.sam is None for image in row[0].images] == [False, True, True]
     shape = row_shape([row])
     assert (shape.images, shape.vision_rows, shape.prompts) == (2, 3, 2)
@@ -205,15 +170,15 @@ def test_labels_are_taken_over(rows, packed):
         pack_rows(rows, dataclasses.replace(shape, positives=1), labels=LABELS, **SIZES)
 
 
-def test_groups_have_only_the_arrays_that_they_need(rows, encoder, noise, png):
-    text = [[encoder.encode(Example("hi")), encoder.encode(Example("A tiger"))]]
+def test_groups_have_only_the_arrays_that_they_need(rows, small_sam_encoder, noise, png):
+    text = [[small_sam_encoder.encode(Example("hi")), small_sam_encoder.encode(Example("A tiger"))]]
     batch = pack_rows(text, row_shape(text), **SIZES)
     fields = batch._fields
     cut = fields.index("vision_slot")
     assert all(getattr(batch, name) is None for name in fields[cut:])
     assert all(getattr(batch, name) is not None for name in fields[:cut])
 
-    plain = [[encoder.encode(Example("x", (png(noise),)), segmentation=False)]]
+    plain = [[small_sam_encoder.encode(Example("x", (png(noise),)), segmentation=False)]]
     batch = pack_rows(plain, row_shape(plain), **SIZES)
     cut = fields.index("prompt_slot")
     assert all(getattr(batch, name) is None for name in fields[cut:]) and batch.patches is not None
@@ -255,67 +220,3 @@ def test_examples_of_another_model_are_refused(rows):
     for wrong in ({"vision_rows": 0}, {"images": 0}, {"examples": 0}, {"prompts": 0}):
         with pytest.raises(ValueError, match="RowShape"):
             pack_rows([], dataclasses.replace(shape, **wrong), **SIZES)
-
-
-def test_packed_batches_are_valid(rows, packed, encoder):
-    shape, batch = packed
-    validate(batch, shape, **SIZES)
-    text = [[encoder.encode(Example("hi"))]]
-    validate(pack_rows(text, row_shape(text, slots=8), **SIZES), row_shape(text, slots=8), **SIZES)
-
-
-def change(array: np.ndarray, place, value) -> np.ndarray:
-    changed = array.copy()
-    changed[place] = value
-    return changed
-
-
-@pytest.mark.parametrize(
-    "name, place, value, message",
-    [
-        ("segments", (0, 3), 0, "padding before the row's end"),
-        ("segments", (1, 5), 3, "segments are not 1, 2"),
-        ("tokens", (0, -1), 7, "tokens where no word stands"),
-        ("tokens", (1, 0), 7, "tokens where no word stands"),
-        ("positions", (0, 0, 0), -1, "negative position"),
-        ("pool", (0, 0), 2, "pool is not the last slot"),
-        ("valid", (0, 1), False, "valid does not match"),
-        ("valid", (1, 2), True, "valid does not match"),
-        ("side", (0, 0), 2, "side is neither"),
-        ("content", (0, 1), -1, "a target without content"),
-        ("content", (0, 0), 3, "a query with one"),
-        ("content", (1, 1), 3, "content or positives at an unused place"),
-        ("positives", (0, 1, 0), 3, "positives of a target"),
-        ("positives", (0, 0, 0), -1, "a positive after the last one"),
-        ("vision_slot", (0, 0), 10**6, "vision_slot out of range"),
-        ("vision_slot", (1, -1), 0, "vision_slot at padding"),
-        ("vision_slot", (0, 0), 0, "both a vision and a segmentation"),
-        ("patch_segments", (0, 0, 0), 2, "differ inside a vision token"),
-        ("patch_segments", (0, 0, slice(0, 4)), 2, "patch_segments are not 1, 2"),
-        ("patch_segments", (1, 0, slice(0, 4)), 0, "patches after padding"),
-        ("patches", (0, 0, 0, 0), np.nan, "patches not finite"),
-        ("prompt_slot", (0, 0), -1, "segmentation tokens missing or repeated"),
-        ("prompt_slot", (1, -1), 3, "prompt_slot at padding"),
-        ("prompt_labels", (0, 0, 0), 9, "unknown prompt label"),
-        ("prompt_labels", (1, 1, 0), NOT_A_POINT, "a prompt without them"),
-        ("prompt_image", (1, 0), 1, "an image without a prompt before one with"),
-        ("prompt_image", (1, 0), 2, "prompt_image out of range"),
-        ("has_mask", (1, 0), False, "mask logits where has_mask is False"),
-        ("sam_images", (0, 0, 0, 0, 0), np.inf, "sam_images not finite"),
-    ],
-)
-def test_each_broken_promise_is_found_and_its_row_named(name, place, value, message, packed):
-    shape, batch = packed
-    broken = batch._replace(**{name: change(getattr(batch, name), place, value)})
-    with pytest.raises(ValueError, match=rf"{message}[^;]*\(rows \[{place[0]}\]\)"):
-        validate(broken, shape, **SIZES)
-
-
-def test_wrong_arrays_are_named_with_what_was_expected(packed):
-    shape, batch = packed
-    with pytest.raises(ValueError, match=r"tokens is int64.*expected int32"):
-        validate(batch._replace(tokens=batch.tokens.astype(np.int64)), shape, **SIZES)
-    with pytest.raises(ValueError, match="patches is missing"):
-        validate(batch._replace(patches=None), shape, **SIZES)
-    with pytest.raises(ValueError, match="prompt_masks is there, the shape has none"):
-        validate(batch, dataclasses.replace(shape, masks=False), **SIZES)
