@@ -1,0 +1,191 @@
+"""Packing without data: the loader's rule for streams and waiting elements, run on needs alone; how full rows get."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from virtue_jax.data.element_order import ElementOrder
+from virtue_jax.data.first_fit import Groups, Need, first_fit
+
+Element = Sequence[Need]  # the items of one or several pairs; each pair has one query
+
+
+class NeedSource(NamedTuple):
+    """Needs of a sample of one source's elements, used round and round; `pairs[i]`: how many pairs element i is."""
+
+    elements: Sequence[Element]
+    pairs: Sequence[int]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """One row group over a whole simulation: real tokens and slots, real patches and their capacity, SAM runs and
+    theirs; the most examples, prompted images and prompts of one row."""
+
+    tokens: int
+    slots: int
+    patches: int
+    patch_capacity: int
+    runs: int
+    run_capacity: int
+    most_examples: int
+    most_images: int
+    most_prompts: int
+
+    @property
+    def row_efficiency(self) -> float:
+        return self.tokens / max(self.slots, 1)
+
+    @property
+    def patch_efficiency(self) -> float:
+        return self.patches / max(self.patch_capacity, 1)
+
+
+@dataclass(frozen=True)
+class PackingFigures:
+    """groups: per row group. pairs: placed per step (mean), all streams together. waiting: mean share of the batch that
+    waits after a step. longest_wait: steps that the longest-waiting element had waited when it was placed."""
+
+    groups: tuple[GroupFigures, ...]
+    pairs: float
+    waiting: float
+    longest_wait: int
+
+    @property
+    def row_efficiency(self) -> float:
+        """Real tokens / slots of all groups."""
+        return sum(g.tokens for g in self.groups) / max(sum(g.slots for g in self.groups), 1)
+
+    @property
+    def patch_efficiency(self) -> float:
+        return sum(g.patches for g in self.groups) / max(sum(g.patch_capacity for g in self.groups), 1)
+
+
+class SampleOrder:
+    """The loader's order over samples, each place looked up once: (source, element) of a number."""
+
+    def __init__(self, sources: Sequence[NeedSource], interleave: int):
+        self._order = ElementOrder(
+            [len(source.elements) for source in sources],
+            seed=0,
+            pairs=[sum(source.pairs) for source in sources],
+            weights=[source.weight for source in sources],
+            interleave=interleave,
+        )
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        if number not in self._known:
+            self._known[number] = self._order[number]
+        return self._known[number]
+
+
+def simulate(
+    sources: Sequence[NeedSource],
+    groups: Groups,
+    *,
+    batch_size: int,
+    streams: int,
+    order: SampleOrder,
+    steps: int = 20,
+    warmup: int = 0,
+    only: int = 0,
+) -> PackingFigures:
+    """Packs `steps` steps after `warmup` uncounted ones; `groups` give the rows of all streams together.
+
+    only: simulate just so many of the streams (0 = all) and scale up: streams are alike.
+    """
+    of_stream = [(shape, rows // streams) for shape, rows in groups]
+    run = [_Stream(sources, order, s, streams, batch_size // streams) for s in range(min(only or streams, streams))]
+    totals, pairs, waits, longest = [_Totals() for _ in groups], 0, 0, 0
+    for step in range(warmup + steps):
+        for stream in run:
+            candidates = [_named(drawn.element, i) for i, drawn in enumerate(stream.candidates(step))]
+            fit = first_fit(candidates, of_stream)
+            placed, waited = stream.placed(fit.places)
+            if step >= warmup:
+                _count(totals, candidates, fit, of_stream)
+                pairs += placed
+                longest = max(longest, step - waited)
+                waits += sum(drawn.pairs for drawn in stream.waiting)
+    scale = streams / (len(run) * steps)
+    return PackingFigures(tuple(t.figures() for t in totals), pairs * scale, waits * scale / batch_size, longest)
+
+
+class _Drawn(NamedTuple):
+    element: Element
+    pairs: int
+    step: int
+
+
+class _Stream:
+    """As `streams.Stream`, without reading."""
+
+    def __init__(self, sources: Sequence[NeedSource], order: SampleOrder, index: int, of: int, pairs: int):
+        self._sources, self._order, self._next, self._of, self._pairs = sources, order, index, of, pairs
+        self.waiting: list[_Drawn] = []
+
+    def candidates(self, step: int) -> list[_Drawn]:
+        room, taken = self._pairs, 0
+        while room > 0:
+            if taken == len(self.waiting):
+                source, element = self._order[self._next]
+                self._next += self._of
+                drawn = self._sources[source]
+                self.waiting.append(_Drawn(drawn.elements[element], drawn.pairs[element], step))
+            room -= self.waiting[taken].pairs
+            taken += room >= 0
+        return self.waiting[:taken]
+
+    def placed(self, places: Sequence) -> tuple[int, int]:
+        """(pairs placed, step in which the oldest of them was drawn)"""
+        done = [drawn for drawn, place in zip(self.waiting, places, strict=False) if place is not None]
+        left = [drawn for drawn, place in zip(self.waiting, places, strict=False) if place is None]
+        self.waiting = left + self.waiting[len(places) :]
+        return sum(drawn.pairs for drawn in done), min((drawn.step for drawn in done), default=0)
+
+
+def _named(element: Element, number: int) -> Element:
+    """Image identities told apart between elements: a sampled element may be drawn twice."""
+    return [
+        need._replace(images=tuple(((number, key), patches, prompted) for key, patches, prompted in need.images))
+        if need.images
+        else need
+        for need in element
+    ]
+
+
+class _Totals:
+    def __init__(self):
+        self.sums = np.zeros(6, np.int64)
+        self.most = np.zeros(3, np.int64)
+
+    def figures(self) -> GroupFigures:
+        return GroupFigures(*self.sums.tolist(), *self.most.tolist())
+
+
+def _count(totals: list[_Totals], candidates, fit, groups: Groups) -> None:
+    used = [np.zeros((rows, 4), np.int64) for _, rows in groups]  # tokens, examples, runs, prompts
+    images: list[dict] = [{} for _ in groups]
+    for element, places in zip(candidates, fit.places, strict=True):
+        for need, place in zip(element, places or (), strict=False):
+            used[place.group][place.row, [0, 1, 3]] += (need.slots, need.examples, need.prompts)
+            for key, patches, prompted in need.images:
+                held = images[place.group].setdefault((place.row, key), [patches, False])
+                held[1] |= prompted
+    for total, use, held, (shape, rows) in zip(totals, used, images, groups, strict=True):
+        for (row, _), (_, prompted) in held.items():
+            use[row, 2] += prompted
+        total.sums += (
+            use[:, 0].sum(),
+            rows * shape.slots,
+            sum(patches for patches, _ in held.values()),
+            rows * shape.vision_rows * shape.patches,
+            use[:, 2].sum(),
+            rows * shape.images,
+        )
+        if rows:
+            total.most = np.maximum(total.most, use[:, 1:].max(0)[[0, 1, 2]])

@@ -1,0 +1,77 @@
+"""The row groups of a run: those of its configuration, or chosen from the lengths of its data."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from virtue_jax.batch import RowShape
+from virtue_jax.config import VirtueConfig
+from virtue_jax.data.choose_rows import Chosen, Demand, choose_rows
+from virtue_jax.data.example import PairSource
+from virtue_jax.data.measure_lengths import LengthMeasure, measured_needs
+from virtue_jax.data.simulate_packing import NeedSource
+from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.models.parameters import abstract_virtue, parameters, select
+from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
+from virtue_jax.train.flops import executed_flops
+
+_MEASURED = 2000  # elements of all sources together
+
+
+def resolve_rows(
+    config: TrainConfig, sources: Sequence[PairSource], virtue: VirtueConfig, tokenizer: Tokenizer, *, shards: int
+) -> DataConfig:
+    """The data configuration with its row groups; those given stay, else they are chosen from a sample of the sources.
+
+    sources: one per `config.data.sources`. shards: devices that rows are split over (mesh axes data and fsdp). A
+    function of its arguments alone, so that all processes choose the same. A resumed run must keep the groups it began
+    with, on whatever mesh: store `config.to_dict(result)["rows"]`, which `from_dict` of a `DataConfig` reads.
+
+    Raises:
+        InvalidExample: sources of which most rows cannot be read. ValueError: as `choose_rows`.
+    """
+    if config.data.rows:
+        return config.data
+    needs = source_needs(config, sources, virtue, tokenizer)
+    return dataclasses.replace(config.data, rows=row_groups(choose(config, needs, virtue, shards=shards)))
+
+
+def source_needs(
+    config: TrainConfig, sources: Sequence[PairSource], virtue: VirtueConfig, tokenizer: Tokenizer
+) -> list[NeedSource]:
+    """Lengths of a sample of each source, with its weight in the mixture."""
+    measure = LengthMeasure(virtue, tokenizer, config.data.hard_negatives)
+    count = max(200, _MEASURED // len(sources))
+    return [
+        measured_needs(source, measure, count=count, seed=config.seed, weight=given.weight)
+        for source, given in zip(sources, config.data.sources, strict=True)
+    ]
+
+
+def choose(config: TrainConfig, needs: Sequence[NeedSource], virtue: VirtueConfig, *, shards: int) -> Chosen:
+    """`choose_rows` for a run: what a row costs is what the compiled step executes on it."""
+    images = any(need.images for source in needs for element in source.elements for need in element)
+    demand = Demand(
+        sources=needs,
+        batch_size=config.batch_size,
+        streams=config.data.streams,
+        devices=shards,
+        largest_patches=virtue.max_pixels // virtue.vision.patch_size**2 if images else 0,
+        cost=row_cost(config, virtue),
+        interleave=config.data.interleave,
+    )
+    return choose_rows(demand)
+
+
+def row_cost(config: TrainConfig, virtue: VirtueConfig) -> Callable[[RowShape], float]:
+    """FLOPs that a step executes for one row of a shape (`train/flops.py`), layers rematerialised where that is still
+    to be chosen."""
+    numerics = config.numerics
+    if numerics.remat == "auto":
+        numerics = dataclasses.replace(numerics, remat="layer")
+    trainable = select(sorted(parameters(abstract_virtue(virtue, numerics))), config.trainable)
+    return functools.cache(lambda shape: executed_flops(virtue, [RowGroup(shape, 1, 1)], numerics, trainable).total)
+
+
+def row_groups(chosen: Chosen) -> tuple[RowGroup, ...]:
+    return tuple(RowGroup(shape, rows) for shape, rows in chosen.groups)
