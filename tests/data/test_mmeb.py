@@ -103,7 +103,7 @@ def test_bad_files_are_named(published):
 def test_twenty_subsets_of_weight_one_and_at_most_100_000_rows():
     sources = subset_sources("data/MMEB-train")
     assert len(sources) == len(SUBSETS) == 20 and sum(SUBSETS.values()) == 1_068_800
-    assert {(s["kind"], s["weight"], s["limit"], s["image_root"]) for s in sources} == {
+    assert {(s["kind"], s["weight"], s["limit"], s["image_root"]) for s in sources.values()} == {
         ("mmeb", 1.0, 100_000, "data/MMEB-train")
     }
-    assert sources[0]["path"] == "data/MMEB-train/ImageNet_1K"
+    assert sources["ImageNet_1K"]["path"] == "data/MMEB-train/ImageNet_1K"

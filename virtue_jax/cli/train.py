@@ -10,8 +10,8 @@ import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
+from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
 from virtue_jax.parallel.processes import join
 from virtue_jax.train.config import TrainConfig
@@ -60,34 +60,15 @@ def _leave(error: Exception) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[TrainConfig, flags.FlagValues]:
-    values = flags.FlagValues()
-    command = ["virtue train", *argv]
-    config = config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "run file",
-        flag_values=values,
-        lock_config=False,
-        accept_new_attributes=True,  # what the run file leaves at its default can be set too; typos fail in `from_dict`
-        sys_argv=command,
-    )
+    given, values = read_run_file("virtue train", argv, USAGE, _define)
+    if given is None or not values.workdir:
+        raise ValueError(f"usage: {USAGE}")
+    return from_dict(TrainConfig, given), values
+
+
+def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the model go", flag_values=values)
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0", flag_values=values)
     flags.DEFINE_integer("processes", 0, "how many processes the run has", flag_values=values)
     flags.DEFINE_integer("process", -1, "which of them this one is, from 0", flag_values=values)
     flags.DEFINE_bool("distributed", False, "several processes, as the machine says", flag_values=values)
-    try:
-        rest = values(command)[1:]
-        given = None if config.value is None else config.value.to_dict()
-    except flags.Error as error:
-        raise ValueError(f"{error}; usage: {USAGE}") from error
-    except KeyError as error:
-        raise ValueError(
-            f"--config.x=y: the run file has no section {error.args[0]}; write one to set values in it"
-        ) from error
-    except Exception as error:  # a run file is a program, in which anything may go wrong
-        said = " ".join(str(error).split())
-        raise ValueError(f"the run file cannot be used: {type(error).__name__}: {said}") from error
-    if rest or given is None or not values.workdir:
-        raise ValueError(f"usage: {USAGE}" + (f"; not understood: {' '.join(rest)}" if rest else ""))
-    return from_dict(TrainConfig, given), values

@@ -42,12 +42,12 @@ _REQUIRED = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 _OPTIONAL = ("neg_text", "neg_image_path")
 
 
-def subset_sources(folder: str, limit: int = LIMIT) -> list[dict]:
+def subset_sources(folder: str, limit: int = LIMIT) -> dict[str, dict]:
     """The values of a `SourceConfig` for each of the 20 subsets under `folder`, as VIRTUE mixes them: weight 1 each."""
-    return [
-        {"kind": "mmeb", "path": f"{folder}/{name}", "image_root": folder, "weight": 1.0, "limit": limit}
+    return {
+        name: {"kind": "mmeb", "path": f"{folder}/{name}", "image_root": folder, "weight": 1.0, "limit": limit}
         for name in SUBSETS
-    ]
+    }
 
 
 class MmebTraining(TableRows):

@@ -5,15 +5,18 @@ import functools
 from collections.abc import Callable, Sequence
 
 from virtue_jax.batch import RowShape
+from virtue_jax.checkpoint import load_config
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.choose_rows import Chosen, Demand, choose_rows
 from virtue_jax.data.example import PairSource
 from virtue_jax.data.measure_lengths import LengthMeasure, measured_needs
+from virtue_jax.data.published_lengths import published_needs
 from virtue_jax.data.simulate_packing import NeedSource
 from virtue_jax.data.tokens import Tokenizer
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
 from virtue_jax.train.flops import executed_flops
+from virtue_jax.train.sources import open_sources
 
 _MEASURED = 2000  # elements of all sources together
 
@@ -36,6 +39,24 @@ def resolve_rows(
     return dataclasses.replace(config.data, rows=row_groups(choose(config, needs, virtue, shards=shards)))
 
 
+def stated_needs(config: TrainConfig, published: str = "") -> tuple[list[NeedSource], VirtueConfig]:
+    """Lengths of the data that a configuration names, or made-up ones of a `published` data set, for its model.
+
+    Raises:
+        ValueError: a model from scratch; as `open_sources`. FileNotFoundError: no such model.
+    """
+    directory = config.model.directory
+    if not directory:
+        raise ValueError(
+            "config.model.directory is needed, for the tokenizer that lengths are counted with; a run from scratch "
+            "chooses its rows when it starts"
+        )
+    virtue = load_config(directory)
+    if published:
+        return published_needs(published, virtue, mixture="equal", share_images=config.data.share_images), virtue
+    return source_needs(config, open_sources(config.data, config.seed), virtue, Tokenizer.load(directory)), virtue
+
+
 def source_needs(
     config: TrainConfig, sources: Sequence[PairSource], virtue: VirtueConfig, tokenizer: Tokenizer
 ) -> list[NeedSource]:
@@ -44,7 +65,7 @@ def source_needs(
     count = max(200, _MEASURED // len(sources))
     return [
         measured_needs(source, measure, count=count, seed=config.seed, weight=given.weight)
-        for source, given in zip(sources, config.data.sources, strict=True)
+        for source, given in zip(sources, config.data.sources.values(), strict=True)
     ]
 
 
@@ -73,5 +94,9 @@ def row_cost(config: TrainConfig, virtue: VirtueConfig) -> Callable[[RowShape], 
     return functools.cache(lambda shape: executed_flops(virtue, [RowGroup(shape, 1, 1)], numerics, trainable).total)
 
 
-def row_groups(chosen: Chosen) -> tuple[RowGroup, ...]:
-    return tuple(RowGroup(shape, rows) for shape, rows in chosen.groups)
+def row_groups(chosen: Chosen) -> dict[str, RowGroup]:
+    """By name: images_1, images_2, ... by patch bucket, then text."""
+    names = [
+        f"images_{number}" if shape.patches else "text" for number, (shape, _) in enumerate(chosen.groups, start=1)
+    ]
+    return {name: RowGroup(shape, rows) for name, (shape, rows) in zip(names, chosen.groups, strict=True)}

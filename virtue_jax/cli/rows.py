@@ -1,0 +1,66 @@
+"""`virtue rows --config FILE`: the row groups that a run's data asks for, as a table and as values for its run file."""
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from virtue_jax.cli.run_file import read_run_file
+from virtue_jax.config import from_dict
+from virtue_jax.data.choose_rows import Chosen
+from virtue_jax.data.published_lengths import PUBLISHED
+from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.rows import choose, row_groups, stated_needs
+
+USAGE = "virtue rows --config configs/NAME.py [--devices N] [--lengths scar|mmeb] [--config.x=y ...]"
+HELP = f"""usage: {USAGE}
+Reads image headers and texts of a sample of the run's data, or takes made-up lengths like SCaR-train's or MMEB-train's
+(--lengths; the run file's model directory has to exist all the same), and searches for the row groups of least cost.
+--devices: over how many devices rows are split (mesh axes data and fsdp); each group's rows divide by it."""
+
+
+def run(argv: list[str]) -> None:
+    """Prints the choice; changes nothing."""
+    if "--help" in argv or "-h" in argv:
+        print(HELP)
+        return
+    given, options = read_run_file("virtue rows", argv, USAGE, _define)
+    if given is None:
+        raise ValueError(f"usage: {USAGE}")
+    config = from_dict(TrainConfig, given)
+    needs, virtue = stated_needs(config, options.lengths)
+    _tell(config, choose(config, needs, virtue, shards=options.devices), Console())
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer("devices", 1, "devices that rows are split over", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("lengths", "", ["", *PUBLISHED], "made-up lengths in place of the data's", flag_values=values)
+
+
+def _tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
+    groups = row_groups(chosen)
+    table = Table("group", "rows", "slots", "images", "patches", "real tokens", "real patches", "SAM runs used")
+    for (name, group), seen in zip(groups.items(), chosen.figures.groups, strict=True):
+        shape = group.shape
+        used = seen.runs / seen.run_capacity if seen.run_capacity else 0
+        told = (f"{shape.images}", f"{shape.vision_rows} x {shape.patches}") if shape.patches else ("", "")
+        shares = (f"{seen.row_efficiency:.3f}", f"{seen.patch_efficiency:.3f}" if shape.patches else "", f"{used:.3f}")
+        table.add_row(name, str(group.rows), str(shape.slots), *told, *shares)
+    console.print(table)
+    figures = chosen.figures
+    console.print(
+        f"{figures.pairs:.0f} of {config.batch_size} pairs a step; {figures.waiting:.1%} of the batch waits, "
+        f"{figures.longest_wait} steps at most; row efficiency {figures.row_efficiency:.3f}, patch efficiency "
+        f"{figures.patch_efficiency:.3f}; {chosen.cost / 1e12:.3g} TFLOP a pair"
+    )
+    console.print('\n"rows": {', highlight=False)
+    for name, group in groups.items():
+        values = ", ".join(f'"{key}": {value!r}' for key, value in _given(group.shape).items())
+        console.print(
+            f'    "{name}": {{"shape": {{{values}}}, "rows": {group.rows}}},', soft_wrap=True, highlight=False
+        )
+    console.print("}", highlight=False)
+
+
+def _given(shape) -> dict:
+    """The values that are not the default of a text-only row."""
+    return {name: value for name, value in vars(shape).items() if value or name == "slots"}
