@@ -10,7 +10,14 @@ from flax import nnx
 
 from virtue_jax.config import AdapterConfig, Numerics, TextConfig
 from virtue_jax.models.layers import Linear
-from virtue_jax.models.lora import AdaptedLinear, adapt, adapted_sum, merge_adapter, unmerge_adapter
+from virtue_jax.models.lora import (
+    AdaptedLinear,
+    adapt,
+    adapted_sum,
+    hold_norms,
+    merge_adapter,
+    unmerge_adapter,
+)
 from virtue_jax.models.qwen2_text import QwenText
 
 TEXT = TextConfig(
@@ -55,15 +62,16 @@ def _adapted(text) -> list[AdaptedLinear]:
     return [m for _, m in nnx.iter_modules(text) if isinstance(m, AdaptedLinear)]
 
 
-def _run(text, key=None):
-    return _forward(*nnx.split(text), key)
+def _run(text, seed=None):
+    """seed: of the dropout keys of the two rows; None = no dropout."""
+    return _forward(*nnx.split(text), None if seed is None else jax.random.split(jax.random.key(seed), 2))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(graphdef, state, key):
+def _forward(graphdef, state, keys):
     inputs = jax.random.normal(jax.random.key(9), (2, 12, 32))
     positions = jnp.broadcast_to(jnp.arange(12), (2, 3, 12))
-    return nnx.merge(graphdef, state)(inputs, positions, jnp.ones((2, 12), jnp.int32), key)
+    return nnx.merge(graphdef, state)(inputs, positions, jnp.ones((2, 12), jnp.int32), keys)
 
 
 @pytest.mark.parametrize("config", [DORA, LORA])
@@ -153,37 +161,84 @@ def test_merged_kernels_are_formed_one_layer_at_a_time():
 
 def test_dropout_masks_differ_between_layers_and_modules(monkeypatch):
     drawn = []
-    monkeypatch.setattr("virtue_jax.models.lora._drop", lambda x, rate, key: _record(drawn, key, x))
+    monkeypatch.setattr("virtue_jax.models.lora._drop", lambda x, rate, keys: _record(drawn, keys, x))
     jax.clear_caches()
-    _run(_text(DORA), jax.random.key(0))
+    _run(_text(DORA), seed=0)
     jax.effects_barrier()
     jax.clear_caches()
-    assert len(drawn) == len(set(drawn)) == 3 * 5
+    assert len(drawn) == len(set(drawn)) == 3 * 5 * 2
 
 
-def _record(drawn: list, key, x):
-    jax.debug.callback(lambda data: drawn.append(tuple(data.tolist())), jax.random.key_data(key))
+def test_what_a_row_drops_does_not_depend_on_the_rows_beside_it():
+    text = _text(DORA)
+    graphdef, state = nnx.split(text)
+    keys = jax.random.split(jax.random.key(4), 3)
+    inputs = jax.random.normal(jax.random.key(9), (3, 12, 32))
+    positions, segments = jnp.broadcast_to(jnp.arange(12), (3, 3, 12)), jnp.ones((3, 12), jnp.int32)
+
+    @jax.jit
+    def run(state, *arrays):
+        return nnx.merge(graphdef, state)(*arrays)
+
+    whole = run(state, inputs, positions, segments, keys)
+    for r in range(3):
+        alone = run(state, *(x[r : r + 1] for x in (inputs, positions, segments, keys)))
+        np.testing.assert_allclose(whole[r], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_held_norms_change_neither_outputs_nor_gradients(stacked):
+    text = _text(DORA)
+    module = text if stacked else _one_layer()
+    inputs = jax.random.normal(jax.random.key(1), (2, 12, 32))
+
+    def loss(state, hold):
+        merged = nnx.merge(graphdef, state)
+        if hold:
+            hold_norms(merged)
+        return (jnp.square(_run(merged)) if stacked else jnp.square(merged.proj(inputs))).sum()
+
+    graphdef, state = nnx.split(module)
+    plain, held = (jax.value_and_grad(loss)(state, hold) for hold in (False, True))
+    np.testing.assert_allclose(held[0], plain[0], rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(held[1]), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max())
+
+
+class _OneLayer(nnx.Module):
+    def __init__(self):
+        self.proj = Linear(32, 16, numerics=Numerics(), rngs=nnx.Rngs(0))
+
+
+def _one_layer() -> nnx.Module:
+    module = _OneLayer()
+    adapt(module, AdapterConfig(targets=("proj",)), numerics=Numerics(), rngs=nnx.Rngs(1))
+    return module
+
+
+def _record(drawn: list, keys, x):
+    jax.debug.callback(lambda data: drawn.extend(map(tuple, data.tolist())), jax.random.key_data(keys))
     return x
 
 
 @pytest.mark.parametrize("config", [DORA, LORA])
 def test_dropout_follows_its_key_and_needs_one(config):
     text = _text(config)
-    same, again, other = (_run(text, jax.random.key(seed)) for seed in (0, 0, 1))
+    same, again, other = (_run(text, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(same, again)
     assert np.abs(same - other).max() > 1e-3
     assert np.abs(same - _run(text)).max() > 1e-3
     no_dropout = _text(AdapterConfig(dropout=0.0, use_dora=config.use_dora))
-    np.testing.assert_allclose(_run(no_dropout, jax.random.key(0)), _run(text), atol=1e-6)
+    np.testing.assert_allclose(_run(no_dropout, seed=0), _run(text), atol=1e-6)
 
 
 def test_remat_repeats_the_same_dropout():
     config = AdapterConfig(targets=("down_proj",))
-    plain, remat = _text(config), _text(config, Numerics(remat=True))
+    plain, remat = _text(config), _text(config, Numerics(remat="layer"))
 
     def gradient(text):
         graphdef, state = nnx.split(text)
-        return jax.grad(lambda s: _run(nnx.merge(graphdef, s), jax.random.key(3)).sum())(state)
+        return jax.grad(lambda s: _run(nnx.merge(graphdef, s), seed=3).sum())(state)
 
     pairs = zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True)
     for a, b in pairs:

@@ -163,7 +163,7 @@ def test_rows_are_independent():
         np.testing.assert_allclose(fused_changed[row], fused[row], atol=1e-5)
 
 
-def gradients(remat: bool) -> dict[str, np.ndarray]:
+def gradients(remat: str) -> dict[str, np.ndarray]:
     graphdef, state = nnx.split(small(remat=remat))
     images, has_mask, target = normal(2, 128, 128, 3), np.array([True, False]), image_embed()
 
@@ -178,7 +178,7 @@ def gradients(remat: bool) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_gradients_reach_every_parameter_that_makes_the_map():
-    plain, remat = gradients(False), gradients(True)
+    plain, remat = gradients("none"), gradients("layer")
     dead = {path for path, g in plain.items() if not np.any(g)}
     # The map is done before the last update of the tokens; the two fine levels would only feed masks; a bias of the
     # keys shifts all logits of a query alike.

@@ -103,8 +103,8 @@ def test_forward_and_gradients(monkeypatch, rank, alpha, dora, bias, dropout):
     if dropout:
         keep = (rng.random((TOKENS, IN)) > dropout).astype(np.float32)
         layer.lora_dropout["default"] = FixedDropout(keep, dropout)
-        monkeypatch.setattr(lora, "_drop", lambda x, rate, key: x * (keep / np.float32(1 - rate)))
-        key = jax.random.key(0)
+        monkeypatch.setattr(lora, "_drop", lambda x, rate, keys: x * (keep / np.float32(1 - rate)))
+        key = jax.random.split(jax.random.key(0), TOKENS)
     theirs_x = torch.from_numpy(x).requires_grad_()
     theirs = layer.train()(theirs_x)
     (theirs * torch.from_numpy(weights)).sum().backward()

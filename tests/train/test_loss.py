@@ -1,78 +1,132 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from virtue_jax.batch import QUERY, TARGET
-from virtue_jax.train.loss import Slots, contrastive_loss
+from virtue_jax.train.loss import LossConfig, Slots, contrastive_loss
 
 T = 0.05
+Q, C = QUERY, TARGET
+PLAIN = LossConfig(T)
 
 
-def slots(rng, sides, pairs, valid=None):
+def slots(rng, sides, contents, valid=None, extra=()):
+    """contents: of a target, or of a query's first positive. extra: (slot, content) of further positives."""
     z = rng.standard_normal((len(sides), 16)).astype(np.float32)
     z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    sides, contents = np.asarray(sides, np.int32), np.asarray(contents, np.int32)
+    positives = np.full((len(sides), 2), -1, np.int32)
+    positives[:, 0] = np.where(sides == Q, contents, -1)
+    for slot, content in extra:
+        positives[slot, 1] = content
     valid = np.ones(len(sides), bool) if valid is None else np.asarray(valid, bool)
-    return Slots(z, np.asarray(sides, np.int32), np.asarray(pairs, np.int32), valid)
+    return Slots(z, sides, np.where(sides == C, contents, -1).astype(np.int32), positives, valid)
 
 
-def plain(s: Slots):
+def to_targets(s: Slots, z, mask=True):
     """The definition, one query at a time in float64."""
     losses = []
-    z = s.embeddings.astype(np.float64)
-    for i in range(len(s.side)):
-        if s.side[i] != QUERY or not s.valid[i]:
+    targets = [j for j in range(len(s.side)) if s.side[j] == C and s.valid[j]]
+    for i in (i for i in range(len(s.side)) if s.side[i] == Q and s.valid[i]):
+        own = {c: [j for j in targets if s.content[j] == c] for c in s.positives[i] if c >= 0}
+        firsts = [same[0] for same in own.values() if same]
+        if not firsts:
             continue
-        targets = [j for j in range(len(s.side)) if s.side[j] == TARGET and s.valid[j]]
-        own = [j for j in targets if s.pair[j] == s.pair[i]]
-        if not own:
-            continue
-        logits = [z[i] @ z[own[0]] / T] + [z[i] @ z[j] / T for j in targets if s.pair[j] != s.pair[i]]
-        losses.append(np.log(np.sum(np.exp(np.array(logits) - logits[0]))))
+        left_out = [j for same in own.values() for j in same] if mask else firsts
+        negatives = [z[i] @ z[j] / T for j in targets if j not in left_out]
+        terms = [np.log(np.sum(np.exp(np.array([z[i] @ z[p] / T, *negatives]) - z[i] @ z[p] / T))) for p in firsts]
+        losses.append(np.mean(terms))
     return np.mean(losses)
 
 
+def to_queries(s: Slots, z):
+    losses, seen = [], set()
+    queries = [i for i in range(len(s.side)) if s.side[i] == Q and s.valid[i]]
+    for j in (j for j in range(len(s.side)) if s.side[j] == C and s.valid[j]):
+        own = [i for i in queries if s.content[j] in s.positives[i]]
+        if not own or s.content[j] in seen:
+            continue
+        seen.add(s.content[j])
+        negatives = [z[i] @ z[j] / T for i in queries if i not in own]
+        terms = [np.log(np.sum(np.exp(np.array([z[i] @ z[j] / T, *negatives]) - z[i] @ z[j] / T))) for i in own]
+        losses.append(np.mean(terms))
+    return np.mean(losses)
+
+
+def defined(s: Slots, z, config: LossConfig):
+    z = np.asarray(z, np.float64)
+    there = to_targets(s, z, config.mask_duplicates)
+    return (there + to_queries(s, z)) / 2 if config.symmetric else there
+
+
 CASES = {
-    "pairs": ([QUERY] * 4 + [TARGET] * 4, [0, 1, 2, 3, 0, 1, 2, 3], None),
-    "targets in another order": ([QUERY] * 3 + [TARGET] * 3, [5, 6, 7, 7, 5, 6], None),
-    "hard negatives": ([QUERY] * 2 + [TARGET] * 6, [0, 1, 0, 1, -1, -1, -1, -1], None),
-    "one answer twice": ([QUERY] * 3 + [TARGET] * 3, [4, 4, 9, 4, 4, 9], None),
-    "unused slots": ([QUERY] * 3 + [TARGET] * 4, [0, 1, 2, 0, 1, 2, 2], [1, 1, 0, 1, 1, 1, 0]),
-    "a query without its positive": ([QUERY] * 3 + [TARGET] * 2, [0, 1, 2, 0, 1], None),
-    "mixed order": ([TARGET, QUERY, TARGET, QUERY], [1, 2, 2, 1], None),
+    "pairs": ([Q] * 4 + [C] * 4, [0, 1, 2, 3, 0, 1, 2, 3]),
+    "targets in another order": ([Q] * 3 + [C] * 3, [5, 6, 7, 7, 5, 6]),
+    "hard negatives": ([Q] * 2 + [C] * 6, [0, 1, 0, 1, 11, 12, 13, 13]),
+    "one answer twice": ([Q] * 3 + [C] * 3, [4, 4, 9, 4, 4, 9]),
+    "unused slots": ([Q] * 3 + [C] * 4, [0, 1, 2, 0, 1, 2, 2], [1, 1, 0, 1, 1, 1, 0]),
+    "a query without its positive": ([Q] * 3 + [C] * 2, [0, 1, 2, 0, 1]),
+    "mixed order": ([C, Q, C, Q], [1, 2, 2, 1]),
+    "several positives": ([Q] * 3 + [C] * 5, [0, 1, 2, 0, 1, 2, 7, 8], None, [(0, 7), (1, 99)]),
+    "a hard negative that is somebody's positive": ([Q] * 3 + [C] * 4, [0, 1, 2, 0, 1, 2, 1]),
+}
+CONFIGS = {
+    "plain": PLAIN,
+    "symmetric": LossConfig(T, symmetric=True),
+    "duplicates as negatives": LossConfig(T, mask_duplicates=False),
 }
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("case", CASES)
-def test_loss_is_the_plain_definition(case):
+def test_loss_is_the_plain_definition(case, kind):
     s = slots(np.random.default_rng(0), *CASES[case])
-    loss, metrics = contrastive_loss(s, T)
-    np.testing.assert_allclose(loss, plain(s), rtol=1e-5)
+    share, metrics = contrastive_loss(s, T, CONFIGS[kind])
+    np.testing.assert_allclose(share, defined(s, s.embeddings, CONFIGS[kind]), rtol=1e-5)
+    assert metrics["loss"] == share
     assert metrics["unmatched"] == (1 if case == "a query without its positive" else 0)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("case", CASES)
-def test_gradient_is_finite_and_right(case):
+def test_gradient_is_finite_and_right(case, kind):
     s = slots(np.random.default_rng(1), *CASES[case])
-    grad = jax.grad(lambda z: contrastive_loss(s._replace(embeddings=z), T)[0])(s.embeddings)
+    grad = jax.grad(lambda z: contrastive_loss(s._replace(embeddings=z), T, CONFIGS[kind])[0])(s.embeddings)
     assert np.isfinite(grad).all()
-    direction = np.random.default_rng(2).standard_normal(grad.shape)
-    step = 1e-4
-    ahead, behind = (plain(s._replace(embeddings=s.embeddings + sign * step * direction)) for sign in (1, -1))
+    direction, step = np.random.default_rng(2).standard_normal(grad.shape), 1e-4
+    ahead, behind = (defined(s, s.embeddings + sign * step * direction, CONFIGS[kind]) for sign in (1, -1))
     np.testing.assert_allclose((grad * direction).sum(), (ahead - behind) / (2 * step), rtol=2e-3, atol=1e-5)
 
 
 def test_invalid_slots_get_no_gradient():
     s = slots(np.random.default_rng(3), *CASES["unused slots"])
-    grad = jax.grad(lambda z: contrastive_loss(s._replace(embeddings=z), T)[0])(s.embeddings)
+    grad = jax.grad(lambda z: contrastive_loss(s._replace(embeddings=z), T, PLAIN)[0])(s.embeddings)
     assert (np.asarray(grad)[~s.valid] == 0).all()
+
+
+def test_the_temperature_gets_its_gradient():
+    s = slots(np.random.default_rng(4), *CASES["hard negatives"])
+    slope = jax.grad(lambda t: contrastive_loss(s, t, PLAIN)[0])(jnp.float32(T))
+    step = 1e-3
+    ahead, behind = (float(contrastive_loss(s, jnp.float32(T + d), PLAIN)[0]) for d in (step, -step))
+    np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=2e-3)
+
+
+def test_a_lone_query_without_negatives_costs_nothing():
+    s = slots(np.random.default_rng(5), [Q, C], [3, 3])
+    share, metrics = contrastive_loss(s, T, PLAIN)
+    assert share == 0 and metrics["queries"] == 1
+
+
+def test_no_query_at_all_is_a_loss_of_zero_and_no_nan():
+    s = slots(np.random.default_rng(6), [Q, C], [3, 3], [False, True])
+    share, grad = jax.value_and_grad(lambda z: contrastive_loss(s._replace(embeddings=z), T, PLAIN)[0])(s.embeddings)
+    assert share == 0 and (np.asarray(grad) == 0).all()
 
 
 def test_accuracy_counts_positives_above_every_negative():
     z = np.eye(4, dtype=np.float32)
-    s = Slots(
-        np.concatenate([z[:2], z[[0, 2]]]),
-        np.array([0, 0, 1, 1], np.int32),
-        np.array([0, 1, 0, 1], np.int32),
-        np.ones(4, bool),
-    )
-    assert contrastive_loss(s, T)[1]["accuracy"] == 0.5
+    s = slots(np.random.default_rng(0), [Q, Q, C, C], [0, 1, 0, 1])
+    s = s._replace(embeddings=np.concatenate([z[:2], z[[0, 2]]]))
+    assert contrastive_loss(s, T, PLAIN)[1]["accuracy"] == 0.5
