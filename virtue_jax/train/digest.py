@@ -42,6 +42,7 @@ def _all_sums(arrays):
     return {path: _sums(x) for path, x in arrays.items()}
 
 
+@jax.jit  # traced once for all arrays of one shape
 def _sums(x: jax.Array) -> jax.Array:
     """uint32[2]: sums modulo 2^32 of two mixtures of each value's bits with its place in the whole array."""
     if x.dtype == jnp.bool_:

@@ -117,7 +117,8 @@ class StepLoop:
     def _dispatch(self, step: int, batch, timed: bool) -> tuple[Started, dict[str, float]]:
         compiled, seconds = self._compiled.count, {}
         position = self.loader.get_state()
-        groups = put_rows(batch.groups, self.stages.run.mesh, self.streams, self.config.data.streams)
+        with jax.transfer_guard("allow"):  # the one transfer of a step to the devices
+            groups = put_rows(batch.groups, self.stages.run.mesh, self.streams, self.config.data.streams)
         if timed:
             self._state, metrics, seconds = self.stages.timed(self._state, self.frozen, groups)
         else:
