@@ -18,7 +18,7 @@ def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/quickstart.py:{run}: the runs are {', '.join(runs)}")
     shared = {
         "trainable": (".*",),
-        "temperature": 0.05,
+        "loss": {"temperature": 0.05},
         "log_every": 20,
         "checkpoint_every": 200,
     }
@@ -26,10 +26,16 @@ def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
 
 
 def _recognise() -> dict:
-    queries = {"slots": SLOTS, "examples": 1, "images": 1, "patches": 4, "prompts": 1, "points": 3}
+    images = {"slots": QUERY, "examples": 1, "vision_rows": 1, "patches": 4, "images": 1, "prompts": 1, "points": 3}
     return {
         "model": {"scratch": _scratch()},
-        "data": _data(f"{DATA}/scenes-one", queries, hard_negatives=0),
+        "data": {
+            "sources": {"scenes": {"path": f"{DATA}/scenes-one"}},
+            "rows": {
+                "images": {"shape": images, "rows": 24},
+                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 3},
+            },
+        },
         "steps": 300,
         "batch_size": 24,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "constant", "weight_decay": 0.01},
@@ -37,26 +43,26 @@ def _recognise() -> dict:
 
 
 def _point() -> dict:
-    queries = {"slots": 4 * SLOTS, "examples": 4, "images": 1, "patches": 4, "prompts": 4, "points": 3}
+    images = {"slots": 4 * QUERY, "examples": 4, "vision_rows": 1, "patches": 4, "images": 1, "prompts": 4, "points": 3}
     return {
         "model": {"directory": f"{DATA}/recognise/model"},
-        "data": _data(f"{DATA}/scenes", queries, hard_negatives=3),
+        "data": {
+            "sources": {"scenes": {"path": f"{DATA}/scenes"}},
+            "rows": {
+                "images": {"shape": images, "rows": 12},
+                # A positive and three distractors for each of 48 queries, 10 captions or so to a row.
+                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 20},
+            },
+            "hard_negatives": 3,
+            "share_images": 4,
+        },
         "steps": 900,
-        "batch_size": 12,
+        "batch_size": 48,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "linear", "weight_decay": 0.01},
     }
 
 
-SLOTS = 48  # 9 segmentation tokens, 1 vision token, and the query's text
-
-
-def _data(path: str, queries: dict, hard_negatives: int) -> dict:
-    return {
-        "path": path,
-        "queries": queries,
-        "targets": {"slots": 20},
-        "hard_negatives": hard_negatives,
-    }
+QUERY = 35  # slots of a query: 9 segmentation tokens, 1 vision token with its markup, and the text that all share
 
 
 def _scratch() -> dict:

@@ -19,7 +19,7 @@ scenes scenes-one --seed 1 --train 1500 --eval 0 --objects 1 1
 scenes scenes --seed 2 --train 1500 --eval 0 --objects 4 4
 scenes scenes-eval --seed 3 --train 0 --eval 150 --objects 4 4
 
-virtue train --config configs/quickstart.py:recognise --workdir "$work/recognise" --config.data.path="$work/scenes-one"
-virtue train --config configs/quickstart.py:point --workdir "$work/point" --config.data.path="$work/scenes" \
+virtue train --config configs/quickstart.py:recognise --workdir "$work/recognise" --config.data.sources.scenes.path="$work/scenes-one"
+virtue train --config configs/quickstart.py:point --workdir "$work/point" --config.data.sources.scenes.path="$work/scenes" \
     --config.model.directory="$work/recognise/model"
 virtue eval --model "$work/point/model" --task scar --data "$work/scenes-eval" --workdir "$work" --image-rows 16
