@@ -107,6 +107,7 @@ def test_training_lines_are_read_by_row(tmp_path):
         for i in range(20)
     ]
     records[7]["negatives"] = [{"text": "no"}, {"image": "b.png"}]
+    records[8]["positive"] = [{"text": "yes"}, {"text": "indeed", "image": "b.png"}]
     source = JsonlTraining(lines(tmp_path, *records))
     assert len(source) == 20
     pair = source[7]
@@ -115,6 +116,10 @@ def test_training_lines_are_read_by_row(tmp_path):
     assert [n.text for n in pair.negatives] == ["no", ""]
     assert pair.negatives[1].origin.endswith("data.jsonl:8 negatives[1]")
     assert [source[i].positive.text for i in (19, 0)] == ["yes 19", "yes 0"]
+    assert [p.text for p in source[8].positives] == ["yes", "indeed"] and source[8].positive.text == "yes"
+    assert source[8].positives[1].origin.endswith("data.jsonl:9 positive[1]")
+    moved = JsonlTraining(source.path, image_root=tmp_path / "images")
+    assert moved[8].positives[1].images == (str(tmp_path / "images" / "b.png"),)
     with pytest.raises(IndexError):
         source[20]
 
@@ -126,6 +131,7 @@ def test_training_lines_are_read_by_row(tmp_path):
         ({"query": {"text": "q"}, "positive": {"text": "p"}, "negative": []}, "unknown keys"),
         ({"query": {"text": "q"}, "positive": {"text": "p"}, "negatives": {"text": "n"}}, "expected a list of objects"),
         ({"query": {"text": "q"}, "positive": "p"}, 'positive: "p"; expected an object'),
+        ({"query": {"text": "q"}, "positive": []}, "positive is an empty list"),
         ({"query": {"text": "q"}, "positive": {"text": "p"}, "negatives": [{}]}, r"negatives\[0\]: neither"),
     ],
 )

@@ -43,23 +43,24 @@ class Fit(NamedTuple):
     vision: list[list[dict[Hashable, int]]]
 
 
-def first_fit(elements: Sequence[Sequence[Need]], groups: Groups) -> Fit:
-    """Places elements, oldest first in `elements`, into an empty step.
+def first_fit(elements: Sequence[Sequence[Need]], groups: Groups, waiting: int = 0) -> Fit:
+    """Places elements, oldest first in `elements`, into an empty step; the first `waiting` found no room before.
 
-    The oldest element is placed before all others, so that each gets its turn; the others follow by decreasing size,
-    first all items with images, then all text. An item with images takes the first row with room in the image group
-    of the smallest patch capacity that holds its images, then in the next larger ones; text goes to text rows, then
-    into what is left of image rows. Where one item finds no room, the whole element waits. A function of its
-    arguments alone.
+    The oldest element is placed whole before all others, so that each gets its turn; then come those that have waited,
+    by age, then the new ones by decreasing size: first everybody's items with images, then everybody's text. An item
+    with images takes the first row with room in the image group of the smallest patch capacity that holds its images,
+    then in the next larger ones; text goes to text rows, then into what is left of image rows. Where one item finds no
+    room, the whole element waits. A function of its arguments alone.
     """
     step = _Step(groups)
     places: list[tuple[Place, ...] | None] = [None] * len(elements)
     if elements:
         first = step.place(elements[0])
         places[0] = None if first is None else tuple(first)
-    rest = sorted(range(1, len(elements)), key=lambda i: _size(elements[i]), reverse=True)
+    waited = range(1, min(waiting, len(elements)))
+    new = sorted(range(max(waiting, 1), len(elements)), key=lambda i: _size(elements[i]), reverse=True)
     begun = []
-    for i in rest:
+    for i in (*waited, *new):
         taken = step.place([need for need in elements[i] if need.images])
         if taken is not None:
             begun.append((i, taken))

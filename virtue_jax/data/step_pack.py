@@ -90,7 +90,7 @@ class StepPacker:
 
     def _place(self, candidates: Candidates, rows: Sequence[_Rows]) -> set[int]:
         """Appends one stream's rows; returns the numbers of the elements that are in them."""
-        fit = first_fit([element.needs for element in candidates.good], self.groups)
+        fit = first_fit([element.needs for element in candidates.good], self.groups, candidates.waited)
         first = [len(group.segments) for group in rows]
         for group, (_, count), vision in zip(rows, self.groups, fit.vision, strict=True):
             group.segments += [[] for _ in range(count)]

@@ -32,9 +32,11 @@ class ReadAhead:
 
 @dataclass
 class Candidates:
-    """What a stream would pack next: good elements, oldest first, and the bad ones met on the way."""
+    """What a stream would pack next: good elements, oldest first, of which the first `waited` found no room before; and
+    the bad ones met on the way."""
 
     good: list[Element]
+    waited: int = 0
     bad: list[BadElement] = field(default_factory=list)
 
 
@@ -68,6 +70,7 @@ class Stream:
         while self._to_read:
             self._to_read -= 1
             self._take(next(self._elements), made)
+        waited = len(self._waiting)
         taken = 0
         while True:
             while taken == len(self._waiting):
@@ -79,7 +82,7 @@ class Stream:
             taken += 1
             if not room:
                 break
-        made.good = self._waiting[:taken]
+        made.good, made.waited = self._waiting[:taken], min(waited, taken)
         return made
 
     def placed(self, numbers: set[int]) -> None:
