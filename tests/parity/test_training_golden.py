@@ -20,30 +20,32 @@ from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics, VirtueConfig
 from virtue_jax.data.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.pack import pack_rows, row_shape
+from virtue_jax.data.pack import Label, pack_rows, row_shape
 from virtue_jax.data.tokens import Tokenizer
 from virtue_jax.models.parameters import bind, parameters
-from virtue_jax.parallel.mesh import data_mesh, put_rows
-from virtue_jax.train.config import DataConfig, ModelConfig, TrainConfig
-from virtue_jax.train.loss import contrastive_loss
+from virtue_jax.parallel.mesh import make_mesh, put_rows
+from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
+from virtue_jax.train.loss import LossConfig, contrastive_loss
 from virtue_jax.train.optimizer import OptimizerConfig
 from virtue_jax.train.setup import setup
-from virtue_jax.train.step import encode_groups
+from virtue_jax.train.step import StepConfig, encode_groups, encode_towers
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 STEPS = 5
 TEMPERATURE = 0.02
+LOSS = LossConfig(TEMPERATURE)
 STEP_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-4, 1e-3
 
 
 class GoldenStep(NamedTuple):
-    """name: of the golden file. groups: the queries' and the targets' rows."""
+    """name: of the golden file. groups: the queries' and the targets' rows, of these shapes."""
 
     name: str
     config: VirtueConfig
     params: dict
     groups: tuple
+    shapes: tuple[RowShape, ...]
 
 
 @pytest.fixture(scope="module", params=["train", "paper_train"])
@@ -58,8 +60,9 @@ def golden_step(request, tiny_model_dir, png) -> GoldenStep:
     for sign, encoded in (("q", queries), ("t", targets)):
         for i, example in enumerate(encoded):
             encoded[i] = checked(name, sign, i, example)
-    groups = tuple(pack(config, side, encoded) for side, encoded in ((QUERY, queries), (TARGET, targets)))
-    return GoldenStep(name, config, parameters(model), groups)
+    shapes = tuple(row_shape([[e] for e in encoded], slots=16, patches=16) for encoded in (queries, targets))
+    packed = zip((QUERY, TARGET), (queries, targets), shapes, strict=True)
+    return GoldenStep(name, config, parameters(model), tuple(pack(config, *each) for each in packed), shapes)
 
 
 def query(name: str, i: int, png) -> Example:
@@ -94,15 +97,14 @@ def checked(name: str, sign: str, i: int, example: EncodedExample) -> EncodedExa
     return example
 
 
-def pack(config: VirtueConfig, side: int, encoded: list[EncodedExample]):
+def pack(config: VirtueConfig, side: int, encoded: list[EncodedExample], shape: RowShape):
     rows = [[example] for example in encoded]
     return pack_rows(
         rows,
-        row_shape(rows, slots=16, patches=16),
+        shape,
         segmentation_tokens=config.segmentation_tokens,
         sam_size=config.sam2.image_size,
-        sides=[[side]] * len(rows),
-        pairs=[[i] for i in range(len(rows))],
+        labels=[[Label.query(i) if side == QUERY else Label.target(i)] for i in range(len(rows))],
     )
 
 
@@ -122,17 +124,18 @@ def published(config: VirtueConfig, params: dict) -> dict[str, np.ndarray]:
 def run_of(step: GoldenStep, chunks: int):
     config = TrainConfig(
         model=ModelConfig(directory="golden"),
-        data=DataConfig("golden", RowShape(1), RowShape(1)),
+        data=DataConfig(
+            {"golden": SourceConfig("golden")},
+            {name: RowGroup(shape, 4, chunks) for name, shape in zip("qt", step.shapes, strict=True)},
+        ),
         steps=STEPS,
         batch_size=4,
         optimizer=OptimizerConfig(
             learning_rate=1e-4, warmup_steps=0, decay="constant", weight_decay=0.0, clip_norm=1.0
         ),
-        temperature=TEMPERATURE,
-        query_micro_batches=chunks,
-        target_micro_batches=chunks,
+        loss=LOSS,
     )
-    run = setup(config, step.config, data_mesh())
+    run = setup(config, step.config, make_mesh(config.mesh))
     # Copies: the step gives its own away.
     trainable = {path: jax.numpy.array(step.params[path]) for path in run.state.trainable}
     frozen = {path: step.params[path] for path in run.frozen}
@@ -151,8 +154,9 @@ def test_embeddings_loss_and_every_gradient(golden_step, chunks):
 
     def loss(trainable, frozen, groups):
         model = bind(run.model, {**frozen, **trainable})
-        slots = encode_groups(model, groups, (chunks, chunks), (None, None), frozen_towers=True)
-        value, metrics = contrastive_loss(slots, TEMPERATURE)
+        made = StepConfig(LOSS, (chunks, chunks), seed=0, frozen_towers=True)
+        slots = encode_groups(model, groups, encode_towers(model, groups, made), (None, None), made)
+        value, metrics = contrastive_loss(slots, TEMPERATURE, LOSS)
         return value, (slots.embeddings, metrics)
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
