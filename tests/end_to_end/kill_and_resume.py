@@ -2,7 +2,7 @@
 
     python tests/end_to_end/kill_and_resume.py --runs 30 --seed 0 [--workdir DIR] [--json FILE]
 
-Every run has a fresh folder and one to four kills, by SIGKILL or SIGTERM, each at a moment drawn from: any time of the
+Every run has a fresh folder and one to three kills, by SIGKILL or SIGTERM, each at a moment drawn from: any time of the
 start-up, any time of the steps, any time while a checkpoint is being written. It must end with the same parameters to
 the bit, the same losses, and the same data in the same steps: none lost, none twice.
 """
@@ -178,13 +178,13 @@ def origins(steps: dict[int, list]) -> Counter:
 
 
 def disturb(harness: Harness, run: int, reference: Path, pace: Pace, seed: int) -> Outcome:
-    """A fresh run with one to four kills, compared with the reference."""
+    """A fresh run with one to three kills, compared with the reference."""
     from recorded_train import consumed
 
     rng = random.Random(f"{seed} {run}")
     outcome, workdir = Outcome(run), harness.folder / f"run_{run}"
     begin = time.perf_counter()
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 3)):
         kill = Kill(rng.choice(KINDS), rng.choice(["SIGKILL", "SIGTERM"]))
         outcome.starts += 1
         if not harness.killed(workdir, kill, rng, pace):

@@ -9,18 +9,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from virtue_jax.checkpoint import save_model
-from virtue_jax.parallel.mesh import local_streams, make_mesh
+from virtue_jax.config import from_dict, to_dict
+from virtue_jax.new_directory import replace_text
+from virtue_jax.parallel.mesh import local_streams, make_mesh, row_shards
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
 from virtue_jax.train.checkpoints import Restored, RunCheckpoints
-from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.digest import digest
 from virtue_jax.train.goodput import Goodput
 from virtue_jax.train.interruption import StopSignal
 from virtue_jax.train.metrics import MetricsLog, SilentLog
 from virtue_jax.train.nonfinite import NonFinite
+from virtue_jax.train.rows import resolve_rows
 from virtue_jax.train.setup import TrainSetup, setup
 from virtue_jax.train.sources import make_loader, open_sources
 from virtue_jax.train.stages import compile_stages
@@ -73,6 +77,7 @@ def train(
             mesh = make_mesh(config.mesh)
             sources = open_sources(config.data, config.seed)
             start = starting_model(config, sources, workdir)
+            config = _with_rows(config, sources, start, mesh, workdir)
             run = setup(config, start.virtue, mesh)
             frozen = load_weights(config, start.virtue, run.frozen)
             named = digest(frozen)
@@ -143,6 +148,20 @@ class _Made:
     streams: tuple[int, ...]
     checkpoints: RunCheckpoints
     console: Console
+
+
+def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, workdir: Path) -> TrainConfig:
+    """The configuration with its row groups. Chosen ones are kept in `workdir/rows.json`, because a resumed run must
+    have the same on whatever mesh."""
+    if config.data.rows:
+        return config
+    file = workdir / "rows.json"
+    if is_leader() and not file.exists():
+        chosen = resolve_rows(config, sources, start.virtue, start.tokenizer, shards=row_shards(mesh))
+        replace_text(file, json.dumps(to_dict(chosen)["rows"], indent=1) + "\n")
+    barrier("the rows are chosen")
+    given = to_dict(config.data) | {"rows": json.loads(file.read_text())}
+    return dataclasses.replace(config, data=from_dict(DataConfig, given, str(file)))
 
 
 def run_identity(config: TrainConfig) -> dict:
