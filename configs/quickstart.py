@@ -62,7 +62,9 @@ def _point() -> dict:
     }
 
 
-QUERY = 35  # slots of a query: 9 segmentation tokens, 1 vision token with its markup, and the text that all share
+QUERY = (
+    40  # slots of a query: 9 segmentation tokens, 1 vision token with its markup, the text that all share; 5 to spare
+)
 
 
 def _scratch() -> dict:
