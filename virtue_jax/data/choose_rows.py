@@ -20,11 +20,7 @@ from virtue_jax.data.simulate_packing import NeedSource, PackingFigures, SampleO
 FIT = 0.97  # share of batch_size that steps must place on average; rows are fuller where some elements wait
 ROW_EFFICIENCY = 0.93  # below this, groups count as dearer than they are, by the share that is lacking
 _SAMPLE = 2000  # elements that the candidates are made from
-_PACKED, _BEST, _TRIED = (
-    150,
-    3,
-    150,
-)  # candidates packed; the best of them that are improved; packings for each of these
+_PACKED, _BEST, _TRIED = 150, 3, 150  # candidates packed; of these improved; packings tried for each that is
 _LONGER, _LONG = 12, (20, 20)  # groups compared in a longer run; its counted steps and those before them
 _PAIRS = 256  # pairs of a step packed in the search, where streams are large enough
 
@@ -42,7 +38,8 @@ class Chosen:
 @dataclass(frozen=True)
 class Demand:
     """What the rows are for. devices: rows of each group must divide by it, and by the streams. largest_patches:
-    patches of the largest image there can be, in the sample or not (0 = none has images). cost: of one row."""
+    patches of the largest image there can be, in the sample or not (0 = none has images). cost: of one row. fit: share
+    of batch_size that is placed at least, on average. effort: multiplies the packings tried."""
 
     sources: Sequence[NeedSource]
     batch_size: int
@@ -52,6 +49,7 @@ class Demand:
     cost: Callable[[RowShape], float]
     interleave: int = 64
     fit: float = FIT
+    effort: float = 1.0
 
     @property
     def unit(self) -> int:
@@ -66,11 +64,11 @@ def choose_rows(demand: Demand) -> Chosen:
         raise ValueError(
             f"batch_size {demand.batch_size} does not divide by {demand.streams} streams; choose a multiple"
         )
-    search = _Search(demand)
+    search, tried = _Search(demand), round(_TRIED * demand.effort)
     best = sorted(search.cheapest(), key=search.score)[:_BEST]
-    best = min((search.improve(groups, _TRIED) for groups in best), key=search.score)
+    best = min((search.improve(groups, tried) for groups in best), key=search.score)
     if search.sample.texts and all(group.patches for group in best):
-        search.improve((*best, text_rows(search.sample, alone=False)), _TRIED // 2)
+        search.improve((*best, text_rows(search.sample, alone=False)), tried // 2)
     return search.finish()
 
 
@@ -107,7 +105,7 @@ class _Search:
         if not room:
             raise ValueError(f"an example of {sample.longest} tokens: rows have at most {LONGEST_ROW}; shorten it")
         enough = [groups for groups, slots in room.items() if slots >= 1.03 * self.demand.fit * tokens]
-        return sorted(enough or room, key=self.price)[:_PACKED]
+        return sorted(enough or room, key=self.price)[: round(_PACKED * self.demand.effort)]
 
     def improve(self, groups: Groups, most: int) -> Groups:
         """The best groups reached by moves of `_MOVES`, each repeated while it helps, in `most` packings."""
@@ -134,7 +132,7 @@ class _Search:
             return math.inf
         short = max(0.0, self.demand.fit - figures.pairs / self.demand.batch_size)
         empty = max(0.0, ROW_EFFICIENCY - figures.row_efficiency)
-        return self.price(groups) / figures.pairs * (1 + 20 * short + 2 * empty)
+        return self.price(groups) / figures.pairs * (1 + 20 * short + 4 * empty)
 
     def _possible(self, groups: Groups) -> bool:
         """Whether the longest item and the largest image have a row to go to, and buckets differ."""
@@ -183,7 +181,7 @@ class _Search:
     def finish(self) -> Chosen:
         """The best groups by a longer run; more rows where it places fewer pairs than it should; then room for as many
         examples as came."""
-        best = sorted(self.scores, key=self.scores.get)[:_LONGER]
+        best = sorted(self.scores, key=self.scores.get)[: max(2, round(_LONGER * self.demand.effort))]
         groups = min(best, key=lambda groups: self._score(groups, *_LONG))
         figures = self.run(groups, steps=_LONG[0], warmup=_LONG[1])
         for _ in range(8):

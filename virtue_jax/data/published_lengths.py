@@ -121,7 +121,7 @@ def published_needs(
         sides = [_draw(side, config, rng, count * share_images) for side in (lengths.query, lengths.target)]
         grid = config.points_per_side**2 + 1
         elements = [
-            _element(sides, e, share_images, 3 if name == "scar" else grid, config.segmentation_tokens)
+            _element(sides, number, e, share_images, 3 if name == "scar" else grid, config.segmentation_tokens)
             for e in range(count)
         ]
         weight = min(lengths.rows, LIMIT) if mixture == "rows" else 1.0
@@ -149,20 +149,20 @@ def _draw(side: Side, config: VirtueConfig, rng: np.random.Generator, count: int
     return (words + 3).astype(int).tolist(), patches
 
 
-def _element(sides, number: int, share: int, points: int, segmentation: int) -> tuple[Need, ...]:
+def _element(sides, source: int, number: int, share: int, points: int, segmentation: int) -> tuple[Need, ...]:
     (words, patches), targets = sides
     first = number * share
     queries = range(first, first + share)
     slots = [words[i] + (segmentation + patches[first] // 4 if patches[first] else 0) for i in queries]
     if patches[first]:
-        image = (("query", patches[first], True),)
+        image = (((source, "query", number), patches[first], True),)
         items = [Need(sum(slots), image, share, prompts=share, points=points, positives=1)]
     else:
         items = [Need(n, positives=1) for n in slots]
     for i in queries:
         words_t, patches_t = targets[0][i], targets[1][i]
         if patches_t:
-            image = ((("target", i), patches_t, True),)
+            image = (((source, "target", i), patches_t, True),)
             need = Need(words_t + segmentation + patches_t // 4, image, prompts=1, points=points)
         else:
             need = Need(words_t)

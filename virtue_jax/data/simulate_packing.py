@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
+from virtue_jax.batch import RowShape
 from virtue_jax.data.element_order import ElementOrder
-from virtue_jax.data.first_fit import Groups, Need, first_fit
+from virtue_jax.data.first_fit import Fit, Groups, Need, first_fit
 
 Element = Sequence[Need]  # the items of one or several pairs; each pair has one query
 
 
 class NeedSource(NamedTuple):
-    """Needs of a sample of one source's elements, used round and round; `pairs[i]`: how many pairs element i is."""
+    """Needs of a sample of one source's elements, used round and round; `pairs[i]`: how many pairs element i is.
+
+    Images that are not the same have different identities, in all sources of a mixture.
+    """
 
     elements: Sequence[Element]
     pairs: Sequence[int]
@@ -103,7 +105,7 @@ def simulate(
     totals, pairs, waits, longest = [_Totals() for _ in groups], 0, 0, 0
     for step in range(warmup + steps):
         for stream in run:
-            candidates = [_named(drawn.element, i) for i, drawn in enumerate(stream.candidates(step))]
+            candidates = [drawn.element for drawn in stream.candidates(step)]
             fit = first_fit(candidates, of_stream)
             placed, waited = stream.placed(fit.places)
             if step >= warmup:
@@ -148,44 +150,43 @@ class _Stream:
         return sum(drawn.pairs for drawn in done), min((drawn.step for drawn in done), default=0)
 
 
-def _named(element: Element, number: int) -> Element:
-    """Image identities told apart between elements: a sampled element may be drawn twice."""
-    return [
-        need._replace(images=tuple(((number, key), patches, prompted) for key, patches, prompted in need.images))
-        if need.images
-        else need
-        for need in element
-    ]
-
-
 class _Totals:
+    """Sums and maxima of one group over steps."""
+
     def __init__(self):
-        self.sums = np.zeros(6, np.int64)
-        self.most = np.zeros(3, np.int64)
+        self.sums, self.most = [0] * 6, [0] * 3
 
     def figures(self) -> GroupFigures:
-        return GroupFigures(*self.sums.tolist(), *self.most.tolist())
+        return GroupFigures(*self.sums, *self.most)
 
-
-def _count(totals: list[_Totals], candidates, fit, groups: Groups) -> None:
-    used = [np.zeros((rows, 4), np.int64) for _, rows in groups]  # tokens, examples, runs, prompts
-    images: list[dict] = [{} for _ in groups]
-    for element, places in zip(candidates, fit.places, strict=True):
-        for need, place in zip(element, places or (), strict=False):
-            used[place.group][place.row, [0, 1, 3]] += (need.slots, need.examples, need.prompts)
-            for key, patches, prompted in need.images:
-                held = images[place.group].setdefault((place.row, key), [patches, False])
-                held[1] |= prompted
-    for total, use, held, (shape, rows) in zip(totals, used, images, groups, strict=True):
+    def add(self, used: dict[int, list[int]], held: dict, shape: RowShape, rows: int) -> None:
+        """used: [tokens, examples, prompts] by row; held: {(row, image): (patches, prompted)}."""
+        runs: dict[int, int] = {}
         for (row, _), (_, prompted) in held.items():
-            use[row, 2] += prompted
-        total.sums += (
-            use[:, 0].sum(),
-            rows * shape.slots,
-            sum(patches for patches, _ in held.values()),
-            rows * shape.vision_rows * shape.patches,
-            use[:, 2].sum(),
-            rows * shape.images,
-        )
-        if rows:
-            total.most = np.maximum(total.most, use[:, 1:].max(0)[[0, 1, 2]])
+            runs[row] = runs.get(row, 0) + prompted
+        real = (sum(use[0] for use in used.values()), sum(patches for patches, _ in held.values()), sum(runs.values()))
+        room = (shape.slots, shape.vision_rows * shape.patches, shape.images)
+        for i in range(3):
+            self.sums[2 * i] += real[i]
+            self.sums[2 * i + 1] += rows * room[i]
+        most = (max((use[n] for use in used.values()), default=0) for n in (1, 2))
+        examples, prompts = most
+        self.most = [
+            max(pair) for pair in zip(self.most, (examples, max(runs.values(), default=0), prompts), strict=True)
+        ]
+
+
+def _count(totals: list[_Totals], candidates: Sequence[Element], fit: Fit, groups: Groups) -> None:
+    used: list[dict[int, list[int]]] = [{} for _ in groups]
+    held: list[dict] = [{} for _ in groups]
+    for element, places in zip(candidates, fit.places, strict=True):
+        for need, (group, row) in zip(element, places or (), strict=False):
+            use = used[group].setdefault(row, [0, 0, 0])
+            use[0] += need.slots
+            use[1] += need.examples
+            use[2] += need.prompts
+            for key, patches, prompted in need.images:
+                known = held[group].get((row, key))
+                held[group][row, key] = (patches, prompted or (known is not None and known[1]))
+    for total, use, images, (shape, rows) in zip(totals, used, held, groups, strict=True):
+        total.add(use, images, shape, rows)
