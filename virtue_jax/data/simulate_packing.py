@@ -105,13 +105,14 @@ def simulate(
     totals, pairs, waits, longest = [_Totals() for _ in groups], 0, 0, 0
     for step in range(warmup + steps):
         for stream in run:
+            waited = len(stream.waiting)
             candidates = [drawn.element for drawn in stream.candidates(step)]
-            fit = first_fit(candidates, of_stream)
-            placed, waited = stream.placed(fit.places)
+            fit = first_fit(candidates, of_stream, waited)
+            placed, oldest = stream.placed(fit.places)
             if step >= warmup:
                 _count(totals, candidates, fit, of_stream)
                 pairs += placed
-                longest = max(longest, step - waited)
+                longest = max(longest, step - oldest)
                 waits += sum(drawn.pairs for drawn in stream.waiting)
     scale = streams / (len(run) * steps)
     return PackingFigures(tuple(t.figures() for t in totals), pairs * scale, waits * scale / batch_size, longest)
