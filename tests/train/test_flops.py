@@ -12,7 +12,7 @@ from jax.interpreters import partial_eval as pe
 
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, Batch, RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.pack import batch_layout
+from virtue_jax.data.layout import batch_layout
 from virtue_jax.models.hiera import Block
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
@@ -188,7 +188,7 @@ def test_a_640x480_query_at_full_size(two_b):
 
 
 def test_the_language_model_s_share_of_a_compiled_2b_step(two_b):
-    """257.6 TFLOP per chip: 16 pairs of 2 x 1024 slots, GradCache, no remat (guide: tpu.md section 3); 8/6 of it with."""
+    """257.6 TFLOP a chip: 16 pairs of 2 x 1024 slots, GradCache, no remat (guide: tpu.md section 3); 8/6 with."""
     plain = replace(two_b, adapter=None)
     shape = RowShape(slots=1024)
     for remat, expected in (("none", 257.6), ("layer", 343.5)):

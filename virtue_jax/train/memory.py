@@ -1,0 +1,203 @@
+"""What one device holds at the worst moment of a step, estimated from shapes; and the cheapest settings that fit.
+
+The three stages of a step (`train/step.py`) run one after another; parameters, optimizer, the batch and the next one
+stay throughout. What a backward pass keeps of the language model is not guessed: the model is traced at its real width
+with a few layers, and the arrays that its differentiation carries from forward to backward are counted
+(`kept_by_layers`). Compilers share and fuse buffers, so that this is an estimate: compare with the compiled step's
+`memory_analysis()`, which `virtue train` prints.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from virtue_jax.config import Numerics
+from virtue_jax.data.layout import batch_layout
+from virtue_jax.train.activations import (
+    Run,
+    activations,
+    array_bytes,
+    gathered_layer,
+    itemsize,
+    layer_work,
+    tower_work,
+    trained_towers,
+)
+from virtue_jax.train.config import RowGroup
+from virtue_jax.train.flops import executed_flops
+
+MARGIN = 0.1  # of a device's memory, left free for what is not estimated: fragmentation, kernels' scratch, collectives
+CHEAPEST_FIRST = ("none", "dots", "layer")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one device by part, at the stage of a step that needs most."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def largest(self, count: int = 4) -> str:
+        parts = sorted(self.parts.items(), key=lambda part: -part[1])[:count]
+        return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in parts)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """numerics and row groups (by name) with nothing left open, and what they are estimated to take."""
+
+    numerics: Numerics
+    groups: dict[str, RowGroup]
+    estimate: Estimate
+
+
+def choose(run: Run, groups: Mapping[str, RowGroup], device_bytes: int, margin: float = MARGIN) -> Choice:
+    """Fills in remat "auto" and micro_batches 0: of all that fits `device_bytes` less the margin, what executes the
+    fewest FLOPs, then what has the fewest micro-batches. What the configuration gives is left as it is.
+
+    Raises:
+        ValueError: nothing fits; tells what the least takes, and its largest parts.
+    """
+    room = int(device_bytes * (1 - margin))
+    policies = CHEAPEST_FIRST if run.numerics.remat == "auto" else (run.numerics.remat,)
+    tried = [_fewest_parts(replace(run, numerics=replace(run.numerics, remat=p)), groups, room) for p in policies]
+    fitting = [choice for choice in tried if choice.estimate.total <= room]
+    if not fitting:
+        least = min(tried, key=lambda choice: choice.estimate.total)
+        raise ValueError(
+            f"a step needs an estimated {least.estimate.total / 2**30:.2f} GiB per device even with remat "
+            f"{least.numerics.remat!r} and {_counts(least)} micro-batches, {room / 2**30:.2f} GiB are there (of "
+            f"{device_bytes / 2**30:.2f}, less {margin:.0%}). Largest: {least.estimate.largest()}. Take more devices, "
+            "a larger mesh.fsdp, fewer or shorter rows, or data.pixels='uint8'"
+        )
+
+    def cost(choice: Choice) -> tuple[float, int]:
+        flops = executed_flops(run.virtue, choice.groups.values(), choice.numerics, set(run.trainable))
+        return flops.total, sum(group.micro_batches for group in choice.groups.values())
+
+    return min(fitting, key=cost)
+
+
+def estimate(run: Run, groups: Mapping[str, RowGroup]) -> Estimate:
+    """The largest of the step's stages; micro_batches 0 counts as 1, remat "auto" as "none"."""
+    stay = _what_stays(run, groups.values())
+    stages = (_towers_stage(run, groups.values()), _gradients_stage(run, groups.values()), _update_stage(run))
+    return Estimate({name: size for name, size in (stay | max(stages, key=lambda s: sum(s.values()))).items() if size})
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes that a device says it has for programs; None where it does not say (CPUs)."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit")
+
+
+def _fewest_parts(run: Run, groups: Mapping[str, RowGroup], room: int) -> Choice:
+    """Cuts the row group with the largest micro-batches into the next larger number that divides, until all fits."""
+    open_groups = {name for name, group in groups.items() if not group.micro_batches}
+    chosen = {name: replace(group, micro_batches=max(1, group.micro_batches)) for name, group in groups.items()}
+    while True:
+        found = estimate(run, chosen)
+        further = {name: _next_parts(run, chosen[name]) for name in open_groups}
+        further = {name: parts for name, parts in further.items() if parts}
+        if found.total <= room or not further:
+            return Choice(run.numerics, chosen, found)
+        largest = max(further, key=lambda name: _one_part(run, chosen[name]))
+        chosen[largest] = replace(chosen[largest], micro_batches=further[largest])
+
+
+def _next_parts(run: Run, group: RowGroup) -> int | None:
+    rows = group.rows // run.row_shards
+    more = [n for n in range(group.micro_batches + 1, rows + 1) if rows % n == 0]
+    return more[0] if more else None
+
+
+def _one_part(run: Run, group: RowGroup) -> int:
+    rows = _part_rows(run, group)
+    return max(activations(run, group.shape, rows), tower_work(run, group.shape, rows))
+
+
+def _counts(choice: Choice) -> str:
+    return ", ".join(f"{group.micro_batches} ({name})" for name, group in choice.groups.items())
+
+
+def _part_rows(run: Run, group: RowGroup) -> int:
+    """Rows of one micro-batch on one device."""
+    return max(1, group.rows // (run.row_shards * max(1, group.micro_batches)))
+
+
+def _what_stays(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
+    trainable = array_bytes(run.trainable.values())
+    batch = sum(_batch_bytes(run, group) for group in groups)
+    return {
+        "frozen parameters": array_bytes(run.frozen.values()),
+        "trainable parameters": trainable,
+        "optimizer": 2 * trainable,
+        "batch and the next one": 2 * batch,
+    }
+
+
+def _batch_bytes(run: Run, group: RowGroup) -> int:
+    virtue = run.virtue
+    layout = batch_layout(
+        group.shape, sam_size=virtue.sam2.image_size, patch_dim=virtue.vision.patch_dim, pixels=run.pixels
+    )
+    size = sum(math.prod(tail) * jnp.dtype(dtype).itemsize for dtype, tail in layout.values())
+    return size * group.rows // run.row_shards
+
+
+def _tower_outputs(run: Run, group: RowGroup) -> int:
+    """Vision tokens and fused maps of a row group on one device."""
+    virtue, shape = run.virtue, group.shape
+    tokens = shape.vision_rows * shape.patches // virtue.vision.spatial_merge_size**2 * virtue.vision.hidden_size
+    maps = shape.prompts * virtue.sam2.embedding_size**2 * virtue.sam2.d_model
+    return (tokens + maps) * group.rows // run.row_shards * itemsize(run)
+
+
+def _towers_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
+    if not run.frozen_towers:
+        return {}
+    groups = list(groups)
+    split = [group for group in groups if group.micro_batches > 1]
+    # Cut into micro-batches, the inputs are copied, and the outputs once more when they are put together.
+    copies = max((_batch_bytes(run, group) + _tower_outputs(run, group) for group in split), default=0)
+    return {
+        "tower outputs": sum(_tower_outputs(run, group) for group in groups),
+        "copies for micro-batches": copies,
+        "work of the towers": max(tower_work(run, group.shape, _part_rows(run, group)) for group in groups),
+    }
+
+
+def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
+    groups = list(groups)
+    whole = [group for group in groups if group.micro_batches <= 1]
+    split = [group for group in groups if group.micro_batches > 1]
+    kept = sum(activations(run, group.shape, _part_rows(run, group)) for group in whole)
+    part = max((activations(run, group.shape, _part_rows(run, group)) for group in split), default=0)
+    layer = max(layer_work(run, group.shape, _part_rows(run, group)) for group in groups)
+    gradients = array_bytes(run.trainable.values())
+    towers = 0 if run.frozen_towers else max(trained_towers(run, g.shape, _part_rows(run, g)) for g in groups)
+    return {
+        "tower outputs": sum(_tower_outputs(run, group) for group in groups) if run.frozen_towers else 0,
+        "copies for micro-batches": sum(_tower_outputs(run, group) for group in split) if run.frozen_towers else 0,
+        "gradients": gradients * (2 if split else 1),
+        "activations": kept + part + towers,
+        "work of a layer": layer + gathered_layer(run),
+        "loss": _loss(run, groups),
+    }
+
+
+def _update_stage(run: Run) -> dict[str, int]:
+    return {"gradients": array_bytes(run.trainable.values()), "update": 3 * array_bytes(run.trainable.values())}
+
+
+def _loss(run: Run, groups: Iterable[RowGroup]) -> int:
+    """Embeddings of all devices, and local rows x all columns in float32: similarity, logits, both their gradients."""
+    slots = sum(group.rows * group.shape.examples for group in groups)
+    local = slots // run.row_shards
+    return 4 * slots * run.virtue.text.hidden_size * 2 + 4 * local * slots * 4
