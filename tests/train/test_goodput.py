@@ -1,7 +1,9 @@
+import io
 import json
 import time
 
 import pytest
+from rich.console import Console
 
 from virtue_jax.train.goodput import FILE, Goodput
 
@@ -36,7 +38,9 @@ def test_steps_done_again_are_lost_time(tmp_path):
     assert totals["steps"] == pytest.approx(8.0)
     assert totals["goodput"] == pytest.approx(8 / 19, rel=1e-2)
     assert totals["other"] == pytest.approx(19 - 12 - 6, abs=0.1)
-    assert "3 starts, 4 steps repeated" in clock.table().title
+    console = Console(file=io.StringIO())
+    clock.tell(console)
+    assert "in 3 starts; 4 steps repeated" in console.file.getvalue()
 
 
 def test_a_damaged_account_is_begun_anew(tmp_path):

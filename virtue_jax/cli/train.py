@@ -8,12 +8,11 @@ same command goes on. A supervisor starts it again after 70 and 75, and after a 
 import os
 import sys
 
-import jax
 from absl import flags
 
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.parallel.processes import join
+from virtue_jax.parallel.processes import is_alone, join, process_number
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.interruption import SAVED, Interrupted
 from virtue_jax.train.loop import train
@@ -43,7 +42,7 @@ def run(argv: list[str]) -> None:
         print(f"virtue train: {stopped}", file=sys.stderr)
         sys.exit(SAVED)
     except Exception as error:
-        if jax.process_count() > 1:
+        if not is_alone():
             _leave(error)
         raise
 
@@ -54,7 +53,7 @@ def _leave(error: Exception) -> None:
         import traceback
 
         traceback.print_exception(error)
-    print(f"virtue train: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+    print(f"virtue train: process {process_number()}: {error}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(2)
 

@@ -36,6 +36,15 @@ def is_leader() -> bool:
     return jax.process_index() == 0
 
 
+def process_number() -> int:
+    return jax.process_index()
+
+
+def is_alone() -> bool:
+    """Whether the run has one process only."""
+    return jax.process_count() == 1
+
+
 def barrier(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from virtue_jax.new_directory import replace_text
@@ -70,14 +71,18 @@ class Goodput:
         out |= {"lost": lost, "other": other, "wall": wall}
         return out | {"goodput": out["steps"] / max(wall, 1e-9), "repeated_steps": repeated, "starts": len(starts)}
 
-    def table(self) -> Table:
+    def tell(self, console: Console) -> None:
+        """Prints where the time went."""
         totals = self.totals()
-        starts, again = totals["starts"], totals["repeated_steps"]
-        table = Table("part", "seconds", "share", title=f"where the time went: {starts} starts, {again} steps repeated")
+        table = Table("part", "seconds", "share", title="where the time went")
         for part in (*PARTS, "lost", "other"):
             table.add_row(part, f"{totals[part]:.1f}", f"{100 * totals[part] / max(totals['wall'], 1e-9):.1f} %")
-        table.add_row("goodput", f"{totals['steps']:.1f}", f"{100 * totals['goodput']:.1f} %", style="bold")
-        return table
+        console.print(table)
+        console.print(
+            f"goodput {100 * totals['goodput']:.1f} % of {totals['wall']:.0f} s in {totals['starts']} starts; "
+            f"{totals['repeated_steps']} steps repeated",
+            highlight=False,
+        )
 
 
 def _read(path: Path) -> list[dict]:

@@ -20,12 +20,13 @@ from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_l
 from virtue_jax.train.checkpoints import Restored, RunCheckpoints
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.digest import digest
+from virtue_jax.train.fitting import fitted_setup
 from virtue_jax.train.goodput import Goodput
 from virtue_jax.train.interruption import StopSignal
 from virtue_jax.train.metrics import MetricsLog, SilentLog
 from virtue_jax.train.nonfinite import NonFinite
 from virtue_jax.train.rows import resolve_rows
-from virtue_jax.train.setup import TrainSetup, setup
+from virtue_jax.train.setup import TrainSetup
 from virtue_jax.train.sources import make_loader, open_sources
 from virtue_jax.train.stages import compile_stages
 from virtue_jax.train.start import StartingModel, load_weights, starting_model
@@ -78,7 +79,7 @@ def train(
             sources = open_sources(config.data, config.seed)
             start = starting_model(config, sources, workdir)
             config = _with_rows(config, sources, start, mesh, workdir)
-            run = setup(config, start.virtue, mesh)
+            config, run = fitted_setup(config, start.virtue, mesh, _say(console))
             frozen = load_weights(config, start.virtue, run.frozen)
             named = digest(frozen)
             streams = local_streams(mesh, config.data.streams)
@@ -131,7 +132,7 @@ def _run_steps(made: "_Made", state: TrainState, stop: StopSignal, clock: Goodpu
         out.close()
         if is_leader():
             clock.write(loop.done)
-            made.console.print(clock.table())
+            clock.tell(made.console)
     return state
 
 

@@ -71,7 +71,7 @@ class NonFinite:
         self._note(step, metrics, rows)
         if self.skipped > self._config.skip_limit:
             raise FloatingPointError(
-                f"{what}, the {self.skipped}th step that is not finite: more than config.skip_limit "
+                f"{what}; with it {self.skipped} steps were not finite, more than config.skip_limit "
                 f"{self._config.skip_limit}; all are named in {self._workdir / FILE}. Lower the learning rate, "
                 "compute in float32, or find the cause with --config.nonfinite=stop"
             )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from virtue_jax.parallel.mesh import put_rows
-from virtue_jax.parallel.processes import Agreement, is_leader
+from virtue_jax.parallel.processes import Agreement, is_alone, is_leader
 from virtue_jax.train.checkpoints import RunCheckpoints
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.goodput import Goodput
@@ -106,11 +106,13 @@ class StepLoop:
             try:
                 return next(self.loader)
             except Exception:
-                # The data's workers were told to stop too (Ctrl-C reaches all of a terminal's processes), and are gone.
-                if not self.stop.received or self._pending is None or jax.process_count() > 1:
+                last = self._pending
+                if is_alone():
+                    self._settle()
+                    self.log.set_aside()
+                # The data's workers are told to stop too (Ctrl-C reaches all of a terminal's processes), and are gone.
+                if not self.stop.received or last is None or not is_alone():
                     raise
-        last = self._pending
-        self._settle()
         self._save(last)
         return self._end(step - 1)
 
