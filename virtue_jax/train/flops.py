@@ -6,7 +6,8 @@ The convention, for all figures in this project:
   activations, rotary angles, look-ups, resizing and the loss do not.
 - Useful: real tokens, patches, images and prompts only, no padding; an image that several examples share counts once.
 - A frozen tower counts x1 (forward). Inside what is differentiated, a product with a frozen weight counts x2 (forward
-  and the gradient of its input), one with a trained weight x3, attention x3 (forward x1, backward x2).
+  and the gradient of its input), one with a trained weight x3, attention x3 (forward x1, backward x2). The connector's
+  first product behind frozen towers counts x2: its input needs no gradient.
 - Attention counts the products of queries with keys and of weights with values within an image or an example; causal
   attention half of the square. Windows of SAM-2's trunk count whole: their padding is seen by attention.
 - Nothing is recomputed: neither rematerialised layers nor GradCache's second forward pass; DoRA's column norms and the
@@ -25,6 +26,7 @@ from virtue_jax.ops.attention import LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.work import Work, capacity
 
+CONNECTOR_DOOR = "connector.reduce.kernel"
 OWN_TOKENS = 2  # object score and IoU, beside the mask tokens
 
 # FLOP/s of one device in bfloat16 with float32 accumulation, dense, by the start of `device_kind`; longest match wins.
@@ -120,6 +122,8 @@ def _differentiated(part: str, trained: set[str]) -> bool:
 
 
 def _passes(path: str, trained: set[str], differentiated: bool) -> int:
+    if path == CONNECTOR_DOOR and not _differentiated("sam2", trained):
+        return 1 + (path in trained)  # nothing before it trains: its input needs no gradient
     return 1 if not differentiated else 3 if path in trained else 2
 
 
@@ -130,8 +134,9 @@ def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: 
     linear = sum(
         flops * (_passes(path, trained, differentiated) + chunked + layers) for path, flops in products.linear.items()
     )
-    if part == "text" and config.adapter is not None:
+    if part == "text":
         linear += _adapter_overhead(config, products.linear, 2 + chunked + layers)
+        linear -= 0 if not layers or _needs_last(config) else products.linear["text.layers.mlp.down_proj.kernel"]
     again = chunked + (differentiated and part != "connector" and numerics.remat in ("layer", "dots"))
     square, backward = _attention_cost(config, group, numerics.attention, part)
     return linear + products.attention * square * (1 + again + (backward if differentiated else 0))
@@ -140,12 +145,19 @@ def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: 
 def _adapter_overhead(config: VirtueConfig, linear: dict[str, float], passes: int) -> float:
     """DoRA: the second product with the frozen weight where there is dropout, and A B for the column norm."""
     adapter, text = config.adapter, config.text
-    if not adapter.use_dora:
+    if adapter is None or not adapter.use_dora:
         return 0.0
-    sizes = _text_linears(text)
-    norm = sum(2 * text.num_hidden_layers * adapter.rank * d_in * d_out for _, d_in, d_out in _adapted(adapter, sizes))
-    second = sum(linear[f"{path}.kernel"] for path, _, _ in _adapted(adapter, sizes)) if adapter.dropout else 0.0
+    adapted = _adapted(adapter, _text_linears(text))
+    norm = sum(2 * text.num_hidden_layers * adapter.rank * d_in * d_out for _, d_in, d_out in adapted)
+    second = sum(linear[f"{path}.kernel"] for path, _, _ in adapted) if adapter.dropout else 0.0
     return norm + passes * second
+
+
+def _needs_last(config: VirtueConfig) -> bool:
+    """Whether a layer's last product is recomputed: nothing else follows it, only the gradient of DoRA's magnitude
+    needs it, and with dropout that needs the second product instead."""
+    adapter = config.adapter
+    return adapter is not None and adapter.use_dora and not adapter.dropout and "down_proj" in adapter.targets
 
 
 def _attention_cost(config: VirtueConfig, group: RowGroup, backend: str, part: str) -> tuple[float, float]:
