@@ -8,6 +8,7 @@ import pytest
 import tiny_run
 
 from virtue_jax.checkpoint import parameter_shapes, save_model
+from virtue_jax.cli.main import main
 from virtue_jax.config import VirtueConfig, from_dict
 from virtue_jax.data.scenes import Vocabulary, write_scenes
 from virtue_jax.data.tokens import Tokenizer
@@ -35,3 +36,20 @@ def tiny_virtue(golden, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_virtue") / "model"
     save_model(folder, config, params, extras=Tokenizer.load(golden / "tiny/vlm").save)
     return folder
+
+
+@pytest.fixture
+def fails(capsys):
+    """`fails(command, *arguments)`: what a command says, usually one line, before it ends with status 2."""
+
+    def run(command: str, *arguments) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([command, *map(str, arguments)])
+        assert ended.value.code == 2
+        said, hint = capsys.readouterr().err.strip().rsplit("\n", 1)
+        assert hint == f"(`virtue --traceback {command} ...` shows where)"
+        assert said.startswith(f"virtue {command}: ") and "Traceback" not in said
+        return said.removeprefix(f"virtue {command}: ")
+
+    return run

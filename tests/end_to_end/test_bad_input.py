@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -15,23 +14,6 @@ from PIL import Image
 from virtue_jax.cli.main import main
 from virtue_jax.data.scenes import EVAL_FILE, TRAIN_FILE
 from virtue_jax.embedder import Embedder
-
-
-@pytest.fixture
-def fails(capsys):
-    """`fails(command, *arguments)`: what a command says, usually one line, before it ends with status 2."""
-
-    def run(command: str, *arguments) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([command, *map(str, arguments)])
-        assert ended.value.code == 2
-        said, hint = capsys.readouterr().err.strip().rsplit("\n", 1)
-        assert hint == f"(`virtue --traceback {command} ...` shows where)"
-        assert said.startswith(f"virtue {command}: ") and "Traceback" not in said
-        return said.removeprefix(f"virtue {command}: ")
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -228,69 +210,19 @@ def test_eval_names_the_bad_row_and_keeps_the_report_that_was_there(fails, one_e
     assert not (tmp_path / "scar.png").exists()
 
 
-RUN = ("--config", f"{tiny_run.__file__}:point")
-
-
-@pytest.mark.parametrize("how", BAD_DATA)
-def test_train_names_the_bad_row_and_leaves_no_model(fails, spoilt, tiny_virtue, tmp_path, how):
-    options = (f"--config.data.path={spoilt(how)}", f"--config.model.directory={tiny_virtue}")
-    boxes = ("--config.data.point_weight=0.0", "--config.data.mask_weight=0.0")
-    everything = "--config.batch_size=24"  # every row is in the first batch
-    said = fails("train", *RUN, "--workdir", tmp_path / "work", *options, *boxes, everything)
+@pytest.mark.parametrize("how", ["column", "parquet"])
+def test_train_names_the_bad_file_and_leaves_no_model(fails, spoilt, tiny_virtue, tmp_path, how):
+    said = fails("train", *tiny_run.COMMAND, "--workdir", tmp_path / "work", *tiny_run.given(spoilt(how), tiny_virtue))
     assert re.search(BAD_DATA[how].format(file=TRAIN_FILE), said), said
     assert not (tmp_path / "work/model").exists()
 
 
-TYPOS = {
-    "--config.stepz=3": r"unknown keys \['stepz'\].*known: .*'steps'",
-    "--config.data.pathh=3": r"config.data .*unknown keys \['pathh'\].*known: .*'path'",
-    "--config.steps=abc": "--config.steps=abc: invalid literal",
-    "--config.steps=0": "{'steps': 0}: expected whole numbers of at least 1",
-    "--config.log_every=0": "{'log_every': 0}: expected whole numbers",
-    "--config.temperature=0.0": "config.temperature: 0.0: expected a number above 0",
-    "--config.numerics.compute=float31": "the run file has no section 'numerics'; write one",
-    "--config.numerics={'compute':'float31'}": "numerics.compute: 'float31' is not one of float32, bfloat16",
-    "--config.numerics={'attention':'splash'}": "'splash' does not run on 'cpu': set numerics.attention to one of",
-    "--config.data.path=nowhere": "nowhere: no such file",
-    "--config.data.kind=csv": "data.kind 'csv' is not one of scar, jsonl",
-    "--config.data.queries.slots=40": "slots: [0-9]+ needed, capacity 40; put fewer examples into a row or enlarge",
-    "--config.optimizer.warmup_steps=8": "warmup_steps 8 must be fewer than the 8 training steps",
-    "--config.optimizer.decay=cosin": "decay 'cosin' is not one of linear, cosine, constant",
-    "--config.query_micro_batches=3": "4 rows do not divide into 3 micro-batches",
-    "--config.model.directory=nowhere": "nowhere is not a model directory .*make one: python -m converters",
-    "--config.model.adapter={'rank':4,'targets':('q_prj',)}": "q_prj",
-    "stray": "not understood: stray",
-}
-
-
-@pytest.mark.parametrize("typo", TYPOS)
-def test_train_tells_what_is_wrong_with_the_configuration(fails, scenes, tiny_virtue, tmp_path, typo):
-    given = {"data.path": scenes, "model.directory": tiny_virtue}
-    rest = [f"--config.{key}={value}" for key, value in given.items() if not typo.startswith(f"--config.{key}=")]
-    said = fails("train", *RUN, "--workdir", tmp_path / "work", *rest, typo)
-    assert re.search(TYPOS[typo], said), said
+@pytest.mark.slow
+def test_train_stops_where_most_images_are_bad(fails, scenes, tiny_virtue, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "scenes")
+    for image in (folder / "images").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:200])
+    said = fails("train", *tiny_run.COMMAND, "--workdir", tmp_path / "work", *tiny_run.given(folder, tiny_virtue))
+    assert re.search(r"elements that stream 0 has drawn cannot be used, more than config.data.bad_rows 0.001", said)
+    assert re.search(BAD_DATA["corrupt"].format(file=TRAIN_FILE).replace("[0-2]", "[0-9]+"), said), said
     assert not (tmp_path / "work/model").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "run.py.*No such file"),
-        ("def get_config(:", "SyntaxError: .*run.py, line 1"),
-        ("x = 1", "no attribute 'get_config'"),
-        ("import absent_module", "No module named 'absent_module'"),
-    ],
-)
-def test_train_tells_what_is_wrong_with_the_run_file(fails, tmp_path, monkeypatch, text, message):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the last run file, as ml_collections keeps it
-    if text is not None:
-        (tmp_path / "run.py").write_text(text)
-    said = fails("train", "--config", tmp_path / "run.py", "--workdir", tmp_path / "work")
-    assert re.search(message, said), said
-
-
-def test_a_pattern_that_matches_nothing_lists_what_exists(fails, scenes, tiny_virtue, tmp_path):
-    options = (f"--config.data.path={scenes}", f"--config.model.directory={tiny_virtue}")
-    said = fails("train", *RUN, "--workdir", tmp_path, *options, "--config.trainable=text.*lora_a")
-    assert "pattern 'text.*lora_a' matches no parameter; the parameters are:" in said
-    assert "\n  text.layers.self_attn.q_proj.kernel\n" in said

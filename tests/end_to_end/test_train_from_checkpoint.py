@@ -13,13 +13,17 @@ from virtue_jax.checkpoint import load_config, load_model
 from virtue_jax.config import AdapterConfig, Numerics
 from virtue_jax.embedder import Embedder
 from virtue_jax.models.parameters import parameters
-from virtue_jax.train.config import DataConfig, ModelConfig, TrainConfig
+from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
 from virtue_jax.train.loop import train
 from virtue_jax.train.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.slow
 
 STEPS = 3
+ROWS = {
+    "images": RowGroup(RowShape(slots=384, vision_rows=1, images=1, patches=128, prompts=1, points=4), rows=2),
+    "text": RowGroup(RowShape(slots=32, examples=2), rows=1),
+}
 FRESH = AdapterConfig(rank=4, alpha=16.0, dropout=0.1, use_dora=False, targets=("q_proj", "v_proj", "up_proj"))
 
 
@@ -42,12 +46,7 @@ def test_only_adapter_and_connector_learn(tiny_model_dir, pairs, tmp_path, fresh
     start = tiny_model_dir(adapter=True) if fresh is None else tiny_model_dir(connector=None)
     config = TrainConfig(
         model=ModelConfig(directory=str(start), adapter=fresh),
-        data=DataConfig(
-            path=str(pairs),
-            kind="jsonl",
-            queries=RowShape(slots=384, images=1, patches=128, prompts=1, points=4),
-            targets=RowShape(slots=16),
-        ),
+        data=DataConfig(sources={"pairs": SourceConfig(str(pairs), kind="jsonl")}, rows=ROWS),
         steps=STEPS,
         batch_size=2,
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, decay="constant"),
@@ -73,7 +72,7 @@ def test_only_adapter_and_connector_learn(tiny_model_dir, pairs, tmp_path, fresh
 def test_a_second_adapter_is_refused(tiny_model_dir, pairs, tmp_path):
     config = TrainConfig(
         model=ModelConfig(directory=str(tiny_model_dir(adapter=True)), adapter=FRESH),
-        data=DataConfig(path=str(pairs), kind="jsonl", queries=RowShape(8), targets=RowShape(8)),
+        data=DataConfig(sources={"pairs": SourceConfig(str(pairs), kind="jsonl")}, rows=ROWS),
         steps=STEPS,
         batch_size=2,
     )

@@ -1,4 +1,4 @@
-"""virtue train --config tests/end_to_end/tiny_run.py[:point] --workdir DIR --config.data.path=SCENES
+"""virtue train --config tests/end_to_end/tiny_run.py[:point] --workdir DIR --config.data.sources.scenes.path=SCENES
 
 The quickstart's two runs made as small as they go: every part is there, nothing is learnt.
 """
@@ -7,6 +7,13 @@ import ml_collections
 
 from configs import quickstart
 
+COMMAND = ("--config", f"{__file__}:point")
+
+
+def given(scenes, model) -> tuple[str, str]:
+    """Options of `COMMAND`: its data and the model it starts from."""
+    return f"--config.data.sources.scenes.path={scenes}", f"--config.model.directory={model}"
+
 
 def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`."""
@@ -14,17 +21,14 @@ def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
     if "scratch" in config.model:
         _shrink(config.model.scratch)
     # Every kind of prompt, and two queries of one image in a row.
-    config.data.queries = {
-        "slots": 256,
-        "examples": 2,
-        "images": 1,
-        "patches": 16,
-        "prompts": 2,
-        "points": 4,
-        "masks": True,
+    images = {"slots": 256, "examples": 2, "vision_rows": 1, "patches": 16, "images": 1}
+    images |= {"prompts": 2, "points": 4, "masks": True}
+    config.data.rows = {
+        "images": {"shape": images, "rows": 4},
+        "text": {"shape": {"slots": 128, "examples": 8}, "rows": 6},
     }
-    config.data.targets = {"slots": 64}
-    config.data.update(box_weight=1.0, point_weight=1.0, mask_weight=1.0)
+    config.data.share_images = 2
+    config.data.sources.scenes.update(box_weight=1.0, point_weight=1.0, mask_weight=1.0)
     config.update(steps=8, batch_size=4, log_every=1, checkpoint_every=2)
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2)
     return config
