@@ -163,16 +163,12 @@ class Training:
         self.frozen = {path: params[path] for path in self.run.frozen}
         self.state = self.run.init(trainable)
         self.groups = put_rows(groups, self.run.mesh)
-        self.gradients_of = gradients_stage(self.run, run_config, variant)
+        self.stage = towers_and_gradients(self.run, run_config, variant)
         self.facts = facts(config, groups, described, self.run, variant)
 
     def gradients(self):
-        run = self.run
-        outputs = run.towers(self.frozen, self.groups)
-        groups = run.embed_inputs(self.groups)
-        if self.gradients_of is not None:
-            return self.gradients_of(self.state.trainable, self.state.step, self.frozen, self.groups)
-        return run.gradients(self.state.trainable, self.state.step, self.frozen, groups, outputs)
+        state = self.state
+        return self.stage(state.trainable, state.step, self.frozen, self.groups)
 
     def step(self) -> float:
         gradients, metrics = self.gradients()
@@ -190,10 +186,9 @@ class Training:
         return dict(named) | {"loss": np.asarray(metrics["loss"])}
 
 
-def gradients_stage(run: TrainSetup, config: TrainConfig, variant: Variant) -> Callable | None:
-    """Towers and gradients of a variant that a run cannot be configured to be; None = the run's own stages."""
-    if variant.towers_once and variant.hold_norms:
-        return None
+def towers_and_gradients(run: TrainSetup, config: TrainConfig, variant: Variant) -> Callable:
+    """stage(trainable, step, frozen, groups) -> (gradients, metrics): the run's own stages, or for what a run cannot be
+    configured to leave out, the same functions compiled otherwise."""
     made = StepConfig(
         loss=config.loss,
         chunks=tuple(group.micro_batches for group in config.data.rows.values()),
@@ -201,13 +196,14 @@ def gradients_stage(run: TrainSetup, config: TrainConfig, variant: Variant) -> C
         frozen_towers=variant.towers_once,
         hold_norms=variant.hold_norms,
     )
-    stage = loss_and_gradients(run.model, made, None)
-    if variant.towers_once:
-        inner = jax.jit(stage)
-        return lambda trainable, step, frozen, groups: inner(
-            trainable, step, frozen, run.embed_inputs(groups), run.towers(frozen, groups)
-        )
-    return jax.jit(functools.partial(stage, towers=()))
+    if not variant.towers_once:
+        return jax.jit(functools.partial(loss_and_gradients(run.model, made, None), towers=()))
+    gradients = run.gradients if variant.hold_norms else jax.jit(loss_and_gradients(run.model, made, None))
+
+    def stage(trainable, step, frozen, groups):
+        return gradients(trainable, step, frozen, run.embed_inputs(groups), run.towers(frozen, groups))
+
+    return stage
 
 
 def facts(config, groups, described, run: TrainSetup, variant: Variant) -> dict:
