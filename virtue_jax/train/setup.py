@@ -77,6 +77,11 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     """
     check_backend(config.numerics.attention, mesh.devices.flat[0].platform)
     _check_rows(config.data.rows, mesh)
+    if config.data.pixels == "uint8" and virtue.compat.sam_source != "raw":
+        raise ValueError(
+            "data.pixels 'uint8' needs a model whose compat.sam_source is 'raw': SAM's input of the released code is "
+            "normalised twice, which grey levels do not go through; set data.pixels='float32'"
+        )
     model = abstract_virtue(virtue, config.numerics)
     trainable, frozen = _split_parameters(config, parameters(model), mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
