@@ -89,20 +89,20 @@ def measured_needs(
     over as the loader passes over them.
 
     Raises:
-        InvalidExample: where more than half of the first hundred and more cannot be read: the last one's error.
+        InvalidExample: where more than half cannot be read; says what is wrong with the last.
     """
     rows = np.random.default_rng(seed).permutation(len(source))[:count]
-    elements, pairs, bad = [], [], 0
+    elements, pairs, errors = [], [], []
     for row in rows.tolist():
         try:
             element = source[row]
             elements.append(measure.element(element))
         except (InvalidExample, OSError) as error:
-            bad += 1
-            if bad > max(len(elements), min(100, len(rows) - 1)):
-                raise InvalidExample(f"{bad} of {bad + len(elements)} sampled rows cannot be read; {error}") from error
+            errors.append(error)
             continue
         pairs.append(1 if isinstance(element, TrainingPair) else len(element))
+    if len(errors) > len(elements):
+        raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}") from errors[-1]
     return NeedSource(elements, pairs, weight)
 
 
