@@ -74,7 +74,7 @@ class Harness:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        _make_scenes(self.scenes)
+        make_scenes(self.scenes)
 
     def start(self, workdir: Path) -> subprocess.Popen:
         config = ["--config", str(HERE / "survival_run.py"), f"--config.data.sources.scenes.path={self.scenes}"]
@@ -207,7 +207,7 @@ def disturb(harness: Harness, run: int, reference: Path, pace: Pace, seed: int) 
     return outcome
 
 
-def _make_scenes(folder: Path) -> None:
+def make_scenes(folder: Path) -> None:
     from virtue_jax.data.scenes import Vocabulary, write_scenes
 
     every = Vocabulary()

@@ -1,4 +1,4 @@
-"""virtue train --config tests/end_to_end/survival_run.py --workdir DIR --config.data.sources.scenes.path=SCENES
+"""virtue train --config tests/end_to_end/survival_run.py[:MODEL] --workdir DIR --config.data.sources.scenes.path=SCENES
 
 The run of the kill test and of the multi-process tests: every kind of prompt, shared images, hard negatives, two
 packing streams with so little room that elements wait, frozen towers and language model, a DoRA adapter with dropout;
@@ -10,13 +10,13 @@ import ml_collections
 STEPS = 30
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """Values of a `TrainConfig`."""
+def get_config(model: str = "") -> ml_collections.ConfigDict:
+    """Values of a `TrainConfig`. model: a directory to start from; none = random weights."""
     images = {"slots": 96, "examples": 4, "vision_rows": 1, "patches": 16, "images": 1}
     images |= {"prompts": 2, "points": 4, "masks": True}
     return ml_collections.ConfigDict(
         {
-            "model": {"scratch": _scratch()},
+            "model": {"directory": model} if model else {"scratch": _scratch()},
             "data": {
                 "sources": {"scenes": {"path": "", "box_weight": 1.0, "point_weight": 1.0, "mask_weight": 1.0}},
                 "rows": {

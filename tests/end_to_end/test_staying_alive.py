@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    kill_and_resume._make_scenes(folder)
+    kill_and_resume.make_scenes(folder)
     return folder
 
 
