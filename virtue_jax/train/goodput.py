@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class Goodput:
 
     def write(self, step: int) -> None:
         self._now |= {"last_step": step, "wall": time.time() - self._begin}
-        replace_text(self._path, json.dumps({"starts": [*self._starts, self._now]}, indent=1) + "\n")
+        with suppress(OSError):  # an account is no reason to fail; a checkpoint will say it
+            replace_text(self._path, json.dumps({"starts": [*self._starts, self._now]}, indent=1) + "\n")
 
     def totals(self) -> dict[str, float]:
         """Seconds by part over all starts; `lost`: of steps done again; `other`: the rest of the wall time;

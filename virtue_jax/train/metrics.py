@@ -1,5 +1,6 @@
 """Where a run's numbers go: a progress bar and lines on the console, metrics.jsonl, TensorBoard."""
 
+import contextlib
 import json
 import math
 import time
@@ -7,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from virtue_jax.train.disk import told_of_the_disk
 from virtue_jax.train.quarantine import read_whole_lines
+from virtue_jax.train.tensorboard import Board
 
 FILE = "metrics.jsonl"
 SHOWN = {
@@ -41,7 +42,7 @@ class MetricsLog:
         self._path, self._steps = workdir / FILE, steps
         _cut_after(self._path, start)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = Board(workdir / "tensorboard", start)
         columns = (
             TextColumn("training"),
             BarColumn(),
@@ -69,8 +70,7 @@ class MetricsLog:
         with told_of_the_disk("the metrics", self._path.parent):
             self._file.write(json.dumps({"step": step, "time": time.time(), **told}) + "\n")
             self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
         shown = [
             f"{name} {form.format(values[name])}"
             for name, form in SHOWN.items()
@@ -80,8 +80,10 @@ class MetricsLog:
 
     def close(self) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # on a full disk: what ended the run says so
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 class SilentLog:
