@@ -1,5 +1,7 @@
 """`virtue rows --config FILE`: the row groups that a run's data asks for, as a table and as values for its run file."""
 
+from dataclasses import fields
+
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -62,5 +64,7 @@ def _tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
 
 
 def _given(shape) -> dict:
-    """The values that are not the default of a text-only row."""
-    return {name: value for name, value in vars(shape).items() if value or name == "slots"}
+    """The values that a run file has to name."""
+    return {
+        field.name: getattr(shape, field.name) for field in fields(shape) if getattr(shape, field.name) != field.default
+    }

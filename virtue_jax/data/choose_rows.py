@@ -15,9 +15,9 @@ import numpy as np
 
 from virtue_jax.batch import RowShape
 from virtue_jax.data.row_candidates import LONGEST_ROW, SLOT_STEP, Group, Groups, Sample, candidates, text_rows
-from virtue_jax.data.simulate_packing import NeedSource, PackingFigures, SampleOrder, simulate
+from virtue_jax.data.simulate_packing import NeedSource, PackingFigures, SampleOrder, most_pairs, simulate
 
-FIT = 0.97  # share of batch_size that steps must place on average; rows are fuller where some elements wait
+FIT = 0.97  # share of its pairs that a step must place on average; rows are fuller where some elements wait
 ROW_EFFICIENCY = 0.93  # below this, groups count as dearer than they are, by the share that is lacking
 _SAMPLE = 2000  # elements that the candidates are made from
 _PACKED, _BEST, _TRIED = 150, 3, 150  # candidates packed; of these improved; packings tried for each that is
@@ -39,7 +39,7 @@ class Chosen:
 class Demand:
     """What the rows are for. devices: rows of each group must divide by it, and by the streams. largest_patches:
     patches of the largest image there can be, in the sample or not (0 = none has images). cost: of one row. fit: share
-    of batch_size that is placed at least, on average. effort: multiplies the packings tried."""
+    of the pairs drawn that is placed at least, on average. effort: multiplies the packings tried."""
 
     sources: Sequence[NeedSource]
     batch_size: int
@@ -77,6 +77,8 @@ class _Search:
         self.demand = demand
         self.orders = functools.cache(lambda interleave: SampleOrder(demand.sources, interleave))
         order = self.orders(demand.interleave)
+        batch = {"batch_size": demand.batch_size, "streams": demand.streams}
+        self.wanted = demand.fit * most_pairs(demand.sources, order=order, **batch)  # pairs of a step
         drawn = [order[number] for number in range(_SAMPLE)]
         items = [need for s, e in drawn for need in demand.sources[s].elements[e]]
         pairs = sum(demand.sources[s].pairs[e] for s, e in drawn)
@@ -130,7 +132,7 @@ class _Search:
         figures = self.run(groups, steps=steps, warmup=warmup)
         if not figures.pairs:
             return math.inf
-        short = max(0.0, self.demand.fit - figures.pairs / self.demand.batch_size)
+        short = max(0.0, 1 - figures.pairs / self.wanted)
         empty = max(0.0, ROW_EFFICIENCY - figures.row_efficiency)
         return self.price(groups) / figures.pairs * (1 + 20 * short + 4 * empty)
 
@@ -185,11 +187,13 @@ class _Search:
         groups = min(best, key=lambda groups: self._score(groups, *_LONG))
         figures = self.run(groups, steps=_LONG[0], warmup=_LONG[1])
         for _ in range(8):
-            if figures.pairs >= (self.demand.fit - 0.01) * self.demand.batch_size:
+            if figures.pairs >= 0.99 * self.wanted:
                 break
             wider = [_moved(groups, number, self.steps, rows=1) for number in range(len(groups))]
             runs = [(self.run(each, steps=_LONG[0], warmup=_LONG[1]), each) for each in wider]
             gains = [(run.pairs - figures.pairs) / (self.price(each) - self.price(groups)) for run, each in runs]
+            if max(gains) <= 0:
+                break
             figures, groups = runs[int(np.argmax(gains))]
         final = []
         for group, seen in zip(groups, figures.groups, strict=True):

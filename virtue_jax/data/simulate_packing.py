@@ -118,6 +118,17 @@ def simulate(
     return PackingFigures(tuple(t.figures() for t in totals), pairs * scale, waits * scale / batch_size, longest)
 
 
+def most_pairs(
+    sources: Sequence[NeedSource], *, batch_size: int, streams: int, order: SampleOrder, steps: int = 20
+) -> float:
+    """Pairs that a step draws (mean) where nothing ever waits: fewer than the batch where elements of several pairs do
+    not divide it."""
+    stream, pairs = _Stream(sources, order, 0, streams, batch_size // streams), 0
+    for step in range(steps):
+        pairs += stream.placed([()] * len(stream.candidates(step)))[0]
+    return pairs * streams / steps
+
+
 class _Drawn(NamedTuple):
     element: Element
     pairs: int

@@ -1,0 +1,57 @@
+"""`virtue rows` tells row groups that a run file can hold; a run without any chooses the same."""
+
+import dataclasses
+
+import pytest
+import tiny_run
+
+from virtue_jax.cli.main import main
+from virtue_jax.config import from_dict, to_dict
+from virtue_jax.data.simulate_packing import SampleOrder, most_pairs, simulate
+from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.train.config import DataConfig, TrainConfig
+from virtue_jax.train.rows import resolve_rows, stated_needs
+from virtue_jax.train.sources import open_sources
+
+
+@pytest.fixture(scope="module")
+def config(scenes, tiny_virtue) -> TrainConfig:
+    values = tiny_run.get_config("point").to_dict()
+    values["model"]["directory"] = str(tiny_virtue)
+    values["data"]["sources"]["scenes"]["path"] = str(scenes)
+    values["data"]["rows"] = {}
+    return from_dict(TrainConfig, values)
+
+
+@pytest.fixture(scope="module")
+def resolved(config) -> DataConfig:
+    _, virtue = stated_needs(config)
+    sources = open_sources(config.data, config.seed)
+    return resolve_rows(config, sources, virtue, Tokenizer.load(config.model.directory), shards=2)
+
+
+def test_chosen_rows_place_the_batch_and_can_be_stored(config, resolved):
+    assert from_dict(DataConfig, to_dict(resolved)) == resolved
+    assert all(group.rows % 2 == 0 for group in resolved.rows.values())
+    needs, _ = stated_needs(config)
+    groups = [(group.shape, group.rows) for group in resolved.rows.values()]
+    options = {"batch_size": 4, "streams": 1, "order": SampleOrder(needs, 64), "steps": 20}
+    drawn = most_pairs(needs, **options)  # not 4 in each step: one image or another has two queries
+    assert 3 < drawn < 4 and simulate(needs, groups, **options).pairs >= 0.95 * drawn
+    assert sum(group.rows for group in resolved.rows.values()) <= 8
+    assert resolve_rows(dataclasses.replace(config, data=resolved), [], None, None, shards=2) == resolved, "those stay"
+
+
+def test_the_command_prints_what_a_run_would_choose(config, resolved, capsys):
+    given = tiny_run.given(config.data.sources["scenes"].path, config.model.directory)
+    main(["rows", *tiny_run.COMMAND, *given, "--devices", "2"])
+    printed = capsys.readouterr().out
+    assert "of 4 pairs a step" in printed
+    pasted = eval("{" + printed[printed.index('"rows": {') :] + "}")
+    assert from_dict(DataConfig, {"sources": {}, **pasted}).rows == resolved.rows
+
+
+def test_the_command_says_what_it_lacks(fails):
+    assert "usage: virtue rows" in fails("rows")
+    said = fails("rows", "--config", tiny_run.COMMAND[1].replace(":point", ":recognise"))
+    assert "config.model.directory is needed" in said
