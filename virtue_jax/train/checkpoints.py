@@ -9,6 +9,7 @@ Frozen weights are not in them: they are the model's that the run started from, 
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class RunCheckpoints:
         )
         self._directory = directory.absolute()
         self._identity, self._frozen, self._say = identity, frozen, say
+        self._writing: int | None = None
+        logging.getLogger("absl").addFilter(_said_by_us)
         with self._told("the checkpoints"):
             self._manager = ocp.CheckpointManager(epath.Path(self._directory), options=options)
 
@@ -60,6 +63,8 @@ class RunCheckpoints:
         """
         if step in self._manager.all_steps():
             return
+        self.wait()  # so that what went wrong is said of the checkpoint that it went wrong with
+        self._writing = step
         with self._told(f"the checkpoint of step {step}"), jax.transfer_guard("allow"):
             meta = {
                 "config": self._identity,
@@ -76,13 +81,13 @@ class RunCheckpoints:
 
     def wait(self) -> None:
         """Returns when what was saved is written. Raises as `save`."""
-        with self._told("the last checkpoint"):
+        with self._told(f"the checkpoint of step {self._writing}"):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def check(self) -> None:
         """Raises OSError if a checkpoint could not be written since the last call."""
-        with self._told("a checkpoint"):
+        with self._told(f"the checkpoint of step {self._writing}"):
             self._manager.check_for_errors()
 
     def restore(self, abstract: TrainState) -> Restored | None:
@@ -185,9 +190,17 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Waits for the checkpoint that is being written. Raises as `save`."""
-        self.wait()
-        with self._told("the last checkpoint"):
-            self._manager.close()
+        try:
+            self.wait()
+            with self._told("the last checkpoint"):
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_said_by_us)
+
+
+def _said_by_us(record: logging.LogRecord) -> bool:
+    """Orbax prints the stack of every thread that meets a full disk; the error itself is raised, and told in a line."""
+    return not (record.levelno >= logging.ERROR and "orbax" in record.pathname)
 
 
 def merge_streams(data: dict) -> dict:
