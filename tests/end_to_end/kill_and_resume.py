@@ -184,12 +184,16 @@ def disturb(harness: Harness, run: int, reference: Path, pace: Pace, seed: int) 
     rng = random.Random(f"{seed} {run}")
     outcome, workdir = Outcome(run), harness.folder / f"run_{run}"
     begin = time.perf_counter()
-    for _ in range(rng.randint(1, 3)):
+    wanted_kills = rng.randint(1, 3)
+    while len(outcome.kills) < wanted_kills:
         kill = Kill(rng.choice(KINDS), rng.choice(["SIGKILL", "SIGTERM"]))
         outcome.starts += 1
-        if not harness.killed(workdir, kill, rng, pace):
-            break  # it was finished before its moment came
-        outcome.kills.append(kill)
+        if harness.killed(workdir, kill, rng, pace):
+            outcome.kills.append(kill)
+        elif outcome.kills:
+            break  # it was finished before the moment came
+        else:
+            shutil.rmtree(workdir)  # nothing disturbed it: once more
     harness.finish(workdir)
     outcome.starts += 1
     outcome.seconds = time.perf_counter() - begin
