@@ -142,10 +142,13 @@ def test_damage_everywhere_is_an_error_and_touches_nothing(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["step_4", "step_6"]
 
 
-def test_what_a_killed_save_leaves_is_no_checkpoint(saved):
+def test_what_a_killed_save_leaves_is_no_checkpoint_and_goes_with_the_next(saved):
     shutil.copytree(saved / "step_6", saved / "step_8.orbax-checkpoint-tmp")
     assert int(restore(saved).state.step) == 6
-    assert not (saved / "step_8.orbax-checkpoint-tmp").exists()
+    with RunCheckpoints(saved, keep=2, identity=CONFIG, frozen="f00d") as checkpoints:
+        checkpoints.save(state_at(8), position(8), step=8)
+    assert sorted(path.name for path in saved.glob("step*")) == ["step_6", "step_8"]
+    assert int(restore(saved).state.step) == 8
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(saved):
