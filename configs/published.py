@@ -8,8 +8,8 @@ up to 1,280 vision tokens. Ours: targets that equal another query's positive are
 `large`: batch 8,192 for the same number of pairs, so an eighth of the steps and of the warm-up; the learning rate is
 multiplied by sqrt(8), the square-root rule for Adam (Malladi et al. 2022, arXiv 2205.10287).
 
-Rows: chosen with `virtue rows --lengths` (`virtue_jax/data/choose_rows.py`) for 2B on 64 devices and 16 streams
-(`large`: 256 and 64; every host has a stream or several); 7B takes the same. They hold the largest image (5,120
+Rows: chosen with `virtue rows --lengths` (`virtue_jax/data/row_choice/choose_rows.py`) for 2B on 64 devices and 16
+streams (`large`: 256 and 64; every host has a stream or several); 7B takes the same. They hold the largest image (5,120
 patches), and place 97 to 98 % of the batch on average; the rest waits for the next step. Row efficiency 0.94 to 0.95 on
 lengths like the data's. For real data: `virtue rows --config FILE --devices N` prints what suits it best.
 """

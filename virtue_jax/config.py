@@ -119,7 +119,7 @@ class Compat:
         normalised again (5.6).
     box_frame: "image" = boxes are scaled from image pixels to SAM's frame; "verbatim" = image pixels are handed to
         SAM as if they were its frame (5.1). Points are scaled in both: the released demo does so.
-    positions: "mrope", "prefix" or "sequential": the rotary scheme (5.3), see `data/positions.py`.
+    positions: "mrope", "prefix" or "sequential": the rotary scheme (5.3), see `data/encoding/positions.py`.
     image_markup: what stands for an image in a prompt made from the template (5.3: the released code has no
         `<|vision_start|>`).
     prompt_kinds: "all", or "single" = one box or one positive point per example, no mask (5.2).

@@ -11,11 +11,11 @@ import numpy as np
 from virtue_jax.batch import RowShape
 from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics, VirtueConfig
-from virtue_jax.data.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example
-from virtue_jax.data.jsonl import parse_example
-from virtue_jax.data.pack import pack_rows, row_shape
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.sources.jsonl import parse_example
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, TrainingPair
-from virtue_jax.data.scar import ScarTraining
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.sources.scar import ScarTraining
 
 TEMPERATURE = 0.02
 LEARNING_RATE = 2e-5
@@ -72,7 +72,7 @@ def _virtue(*, layers: int, hidden: int, depth: int, dim: int, trunk: int, image
 
 def prepare(folder: Path, quick: bool) -> None:
     """Everything that the programs read; `folder` must not exist."""
-    from virtue_jax.data.fresh_tokenizer import train_tokenizer
+    from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
     from virtue_jax.data.scenes import write_scenes
 
     size = size_of(quick)

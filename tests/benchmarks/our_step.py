@@ -21,11 +21,11 @@ from converters.rules import expand
 from virtue_jax.batch import Batch
 from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Numerics, VirtueConfig
-from virtue_jax.data.content import content_id
-from virtue_jax.data.encode import EncodedExample
-from virtue_jax.data.first_fit import Need, first_fit
-from virtue_jax.data.pack import Label, Row, pack_rows, row_need, row_shape
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.encoding.encode import EncodedExample
+from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.data.packing.content import content_id
+from virtue_jax.data.packing.first_fit import Need, first_fit
+from virtue_jax.data.packing.pack import Label, Row, pack_rows, row_need, row_shape
 from virtue_jax.models.parameters import parameters
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig

@@ -13,10 +13,10 @@ from golden_files import GOLDEN
 
 from configs import quickstart
 from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig, from_dict
-from virtue_jax.data.first_fit import Need, misfit
-from virtue_jax.data.mmeb import SUBSETS
-from virtue_jax.data.published_lengths import published_needs
-from virtue_jax.data.simulate_packing import SampleOrder, simulate
+from virtue_jax.data.packing.first_fit import Need, misfit
+from virtue_jax.data.row_choice.published_lengths import published_needs
+from virtue_jax.data.row_choice.simulate_packing import SampleOrder, simulate
+from virtue_jax.data.sources.mmeb import SUBSETS
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.setup import setup

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.encoding.encode import ExampleEncoder
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.pack import Label, pack_rows, row_shape
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.packing.pack import Label, pack_rows, row_shape
 
 
 @pytest.fixture(scope="session")

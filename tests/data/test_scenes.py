@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from virtue_jax.data.encoding.segmentation import decode_segmentation, rle_encode
 from virtue_jax.data.scenes import EVAL_FILE, IMAGE_FOLDER, QUERY_TEXT, TRAIN_FILE, Vocabulary, make_scene, write_scenes
 from virtue_jax.data.scenes.vocabulary import COLOURS, KINDS, SCENES, TEXTURES
-from virtue_jax.data.segmentation import decode_segmentation, rle_encode
 
 SMALL = {"width": (96, 128), "height": (96, 128)}
 COUNT = 250

@@ -7,8 +7,8 @@ import tiny_run
 
 from virtue_jax.cli.main import main
 from virtue_jax.config import from_dict, to_dict
-from virtue_jax.data.simulate_packing import SampleOrder, most_pairs, simulate
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.data.row_choice.simulate_packing import SampleOrder, most_pairs, simulate
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.rows import resolve_rows, stated_needs
 from virtue_jax.train.sources import open_sources

@@ -17,7 +17,7 @@ from converters.__main__ import main as convert
 from virtue_jax.checkpoint import load_config, load_model
 from virtue_jax.cli.main import main
 from virtue_jax.config import Numerics
-from virtue_jax.data.scar import ScarEvaluation
+from virtue_jax.data.sources.scar import ScarEvaluation
 from virtue_jax.embedder import Embedder
 from virtue_jax.eval.scar import MODES
 from virtue_jax.models.parameters import parameters

@@ -18,7 +18,7 @@ from virtue_jax import Embedder
 from virtue_jax.batch import Batch
 from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
 

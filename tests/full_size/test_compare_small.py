@@ -12,7 +12,7 @@ import pytest
 from full_size.compare import FOLDER, STAGES, agrees, difference, measured_process
 from full_size.make_checkpoints import listing, random_tensors, write_tokenizer
 
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.encoding.tokens import Tokenizer
 
 TESTS = Path(__file__).parents[1]
 PATHS = os.pathsep.join([str(TESTS.parent), str(TESTS)])

@@ -7,7 +7,7 @@ import pytest
 
 from virtue_jax.checkpoint import load_config
 from virtue_jax.config import Numerics
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.embedder import Embedder
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 

@@ -12,7 +12,7 @@ from virtue_jax.config import (
     VirtueConfig,
     VisionConfig,
 )
-from virtue_jax.data.layout import batch_layout
+from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
 from virtue_jax.train.optimizer import OptimizerConfig
 

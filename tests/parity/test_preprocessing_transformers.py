@@ -8,9 +8,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.positions import ImageSpan, rotary_positions
-from virtue_jax.data.qwen_image import normalise_patches, qwen_image
-from virtue_jax.data.sam_image import resize
+from virtue_jax.data.encoding.positions import ImageSpan, rotary_positions
+from virtue_jax.data.encoding.qwen_image import normalise_patches, qwen_image
+from virtue_jax.data.encoding.sam_image import resize
 
 pytestmark = pytest.mark.parity
 

@@ -11,7 +11,7 @@ from golden_files import TINY, arrays, facts, stems
 from qwen_checkpoint import load_qwen, pack_images
 
 from virtue_jax.config import HieraConfig, Sam2Config, VirtueConfig
-from virtue_jax.data.qwen_image import normalise_patches, qwen_image
+from virtue_jax.data.encoding.qwen_image import normalise_patches, qwen_image
 from virtue_jax.ops.rotary import patch_angles
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

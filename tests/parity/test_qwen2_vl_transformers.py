@@ -14,7 +14,7 @@ from flax import nnx
 from qwen_checkpoint import load_qwen, pack_images
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from virtue_jax.data.positions import ImageSpan, multimodal_positions
+from virtue_jax.data.encoding.positions import ImageSpan, multimodal_positions
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

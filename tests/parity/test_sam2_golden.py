@@ -15,7 +15,7 @@ from sam2_from_meta import sam2_from_meta
 from converters.sam2 import read_geometry
 from converters.sources import open_source
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT
-from virtue_jax.data.prompts import point_grid
+from virtue_jax.data.encoding.prompts import point_grid
 from virtue_jax.models.sam2 import Sam2
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

@@ -18,10 +18,10 @@ from converters.rules import Entry, expand
 from virtue_jax.batch import QUERY, TARGET, RowShape
 from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics, VirtueConfig
-from virtue_jax.data.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.pack import Label, pack_rows, row_shape
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.packing.pack import Label, pack_rows, row_shape
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.parallel.mesh import make_mesh, put_rows
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig

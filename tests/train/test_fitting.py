@@ -13,7 +13,6 @@ from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.fitting import fitted_setup
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -12,7 +12,7 @@ from jax.interpreters import partial_eval as pe
 
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, Batch, RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.layout import batch_layout
+from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.models.hiera import Block
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters

@@ -7,8 +7,8 @@ import pytest
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.scenes import write_scenes
-from virtue_jax.data.tokens import Tokenizer
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
 from virtue_jax.train.sources import make_loader, open_sources
 

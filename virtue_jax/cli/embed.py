@@ -8,7 +8,7 @@ import numpy as np
 
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.config import POSITION_SCHEMES
-from virtue_jax.data.jsonl import read_examples
+from virtue_jax.data.sources.jsonl import read_examples
 from virtue_jax.embedder import Embedder
 
 

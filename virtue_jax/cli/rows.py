@@ -8,8 +8,8 @@ from rich.table import Table
 
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.data.choose_rows import Chosen
-from virtue_jax.data.published_lengths import PUBLISHED
+from virtue_jax.data.row_choice.choose_rows import Chosen
+from virtue_jax.data.row_choice.published_lengths import PUBLISHED
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.rows import choose, row_groups, stated_needs
 

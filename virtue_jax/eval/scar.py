@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from virtue_jax.data.encoding.images import crop
 from virtue_jax.data.example import Example
-from virtue_jax.data.images import crop
-from virtue_jax.data.scar import ScarEvaluation, ScarQuestion
+from virtue_jax.data.sources.scar import ScarEvaluation, ScarQuestion
 from virtue_jax.embedder import Embedder
 
 MODES = ("prompt", "none", "wrong", "crop")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from virtue_jax.config import Numerics
-from virtue_jax.data.layout import batch_layout
+from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.train.activations import (
     Run,
     activations,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from virtue_jax.batch import RowShape
 from virtue_jax.checkpoint import load_config
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.choose_rows import Chosen, Demand, choose_rows
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import PairSource
-from virtue_jax.data.measure_lengths import LengthMeasure, measured_needs
-from virtue_jax.data.published_lengths import published_needs
-from virtue_jax.data.simulate_packing import NeedSource
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.row_choice.choose_rows import Chosen, Demand, choose_rows
+from virtue_jax.data.row_choice.measure_lengths import LengthMeasure, measured_needs
+from virtue_jax.data.row_choice.published_lengths import published_needs
+from virtue_jax.data.row_choice.simulate_packing import NeedSource
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
 from virtue_jax.train.flops import executed_flops

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.layout import batch_layout
+from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters, select
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.ops.attention import check_backend

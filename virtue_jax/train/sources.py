@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.encode import ExampleEncoder
+from virtue_jax.data.encoding.encode import ExampleEncoder
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import PairSource
-from virtue_jax.data.jsonl import JsonlTraining
-from virtue_jax.data.loader import TrainingLoader, training_loader
-from virtue_jax.data.mmeb import MmebTraining
-from virtue_jax.data.scar import ScarTraining
-from virtue_jax.data.shared_images import FirstRows, SharedImages
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.packing.loader import TrainingLoader, training_loader
+from virtue_jax.data.sources.jsonl import JsonlTraining
+from virtue_jax.data.sources.mmeb import MmebTraining
+from virtue_jax.data.sources.scar import ScarTraining
+from virtue_jax.data.sources.shared_images import FirstRows, SharedImages
 from virtue_jax.train.config import DataConfig, SourceConfig, TrainConfig
 
 

@@ -12,10 +12,10 @@ from flax import nnx
 
 from virtue_jax.checkpoint import companions, load_config, load_parameters, stored_parameters
 from virtue_jax.config import Numerics, TextConfig, VirtueConfig
+from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
+from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import InvalidExample, TrainingPair
-from virtue_jax.data.fresh_tokenizer import train_tokenizer
-from virtue_jax.data.loader import PairSource
-from virtue_jax.data.tokens import Tokenizer
+from virtue_jax.data.packing.loader import PairSource
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.models.virtue import Virtue

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from virtue_jax.data.encoding.segmentation import rle_encode
 from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
 from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
 from virtue_jax.data.scenes.vocabulary import Vocabulary
-from virtue_jax.data.segmentation import rle_encode
 
 QUERY_TEXT = (
     "<|image_1|>\nFind the caption that best describes the segmented object, "

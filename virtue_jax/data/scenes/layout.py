@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virtue_jax.data.encoding.segmentation import FIXED, fill_polygons
 from virtue_jax.data.scenes.outlines import TURNS, aspect, placed_outline
 from virtue_jax.data.scenes.vocabulary import Description, Vocabulary
-from virtue_jax.data.segmentation import FIXED, fill_polygons
 
 SUPERSAMPLE = 4
 CELLS = 3

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from virtue_jax.data.encoding.segmentation import bounding_box, depth, interior
 from virtue_jax.data.scenes.backgrounds import paint_background
 from virtue_jax.data.scenes.captions import Setting, write_captions
 from virtue_jax.data.scenes.drawing import draw_object
 from virtue_jax.data.scenes.layout import CELLS, place_objects
 from virtue_jax.data.scenes.vocabulary import Description, Vocabulary
-from virtue_jax.data.segmentation import bounding_box, depth, interior
 
 SMALLEST_SIDE = 64
 
