@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_loader import SIZES, make_encoder
+from words import SIZES, make_encoder
 
 from virtue_jax.batch import NO_TOKEN, QUERY, RowShape
 from virtue_jax.data.example import Example, TrainingPair
