@@ -169,6 +169,7 @@ def test_dropout_masks_differ_between_layers_and_modules(monkeypatch):
     assert len(drawn) == len(set(drawn)) == 3 * 5 * 2
 
 
+@pytest.mark.slow
 def test_what_a_row_drops_does_not_depend_on_the_rows_beside_it():
     text = _text(DORA)
     graphdef, state = nnx.split(text)
@@ -186,7 +187,7 @@ def test_what_a_row_drops_does_not_depend_on_the_rows_beside_it():
         np.testing.assert_allclose(whole[r], alone[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("stacked", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_held_norms_change_neither_outputs_nor_gradients(stacked):
     text = _text(DORA)
     module = text if stacked else _one_layer()
@@ -232,6 +233,7 @@ def test_dropout_follows_its_key_and_needs_one(config):
     np.testing.assert_allclose(_run(no_dropout, seed=0), _run(text), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_repeats_the_same_dropout():
     config = AdapterConfig(targets=("down_proj",))
     plain, remat = _text(config), _text(config, Numerics(remat="layer"))
