@@ -170,11 +170,15 @@ def kept_by_layers(
         keys if virtue.adapter is not None and virtue.adapter.dropout else None,
     )
     weights = {leaf.get_value().shape for leaf in params.values()}
+    kept = [x for x in jax.tree.leaves(found) if x.shape not in weights]
+    return _sizes([x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)], virtue, layers, tensor)
+
+
+def _sizes(kept: Iterable[jax.ShapeDtypeStruct], virtue: VirtueConfig, layers: int, tensor: int) -> tuple[int, int]:
+    """(all of the model's layers, one layer) of what a model of `layers` layers keeps."""
     stacked = once = 0
-    for x in jax.tree.leaves(found):
-        if x.shape in weights or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            continue
-        whole = x.ndim <= 4 and x.shape[-1] == hidden
+    for x in kept:
+        whole = x.ndim <= 4 and x.shape[-1] == virtue.text.hidden_size
         size = x.size * x.dtype.itemsize // (1 if whole else tensor)
         if x.shape[0] == layers:
             stacked += size // layers
