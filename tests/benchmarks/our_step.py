@@ -29,12 +29,12 @@ from virtue_jax.data.packing.pack import Label, Row, pack_rows, row_need, row_sh
 from virtue_jax.models.parameters import parameters
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig
-from virtue_jax.train.flops import executed_flops, useful_flops
+from virtue_jax.train.cost.flops import executed_flops, useful_flops
+from virtue_jax.train.cost.work import batch_work
 from virtue_jax.train.loss import LossConfig
 from virtue_jax.train.optimizer import OptimizerConfig
 from virtue_jax.train.setup import TrainSetup, setup
 from virtue_jax.train.step import StepConfig, loss_and_gradients
-from virtue_jax.train.work import batch_work
 
 SLOTS = 32  # rows are a multiple of this long
 

@@ -14,7 +14,7 @@ import survival_run
 from virtue_jax.config import from_dict
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.loop import train
-from virtue_jax.train.reproduce import reproduce
+from virtue_jax.train.survival.reproduce import reproduce
 
 pytestmark = pytest.mark.slow
 

@@ -68,7 +68,7 @@ def test_a_run_leaves_metrics_checkpoints_and_a_model(trained):
 
 KILL = f"""
 import os, signal, sys
-from virtue_jax.train.metrics import MetricsLog
+from virtue_jax.train.reporting.metrics import MetricsLog
 
 advance = MetricsLog.advance
 

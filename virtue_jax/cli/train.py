@@ -14,8 +14,8 @@ from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
 from virtue_jax.parallel.processes import is_alone, join, process_number
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.interruption import SAVED, Interrupted
 from virtue_jax.train.loop import train
+from virtue_jax.train.survival.interruption import SAVED, Interrupted
 
 USAGE = "virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]"
 HELP = f"""usage: {USAGE}

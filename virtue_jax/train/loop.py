@@ -17,23 +17,23 @@ from virtue_jax.config import from_dict, to_dict
 from virtue_jax.new_directory import replace_text
 from virtue_jax.parallel.mesh import local_streams, make_mesh, row_shards
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
-from virtue_jax.train.checkpoints import Restored, RunCheckpoints
 from virtue_jax.train.config import DataConfig, TrainConfig
-from virtue_jax.train.digest import digest
-from virtue_jax.train.fitting import fitted_setup
-from virtue_jax.train.goodput import Goodput
-from virtue_jax.train.interruption import StopSignal
-from virtue_jax.train.metrics import MetricsLog, SilentLog
-from virtue_jax.train.nonfinite import NonFinite
+from virtue_jax.train.cost.fitting import fitted_setup
+from virtue_jax.train.reporting.goodput import Goodput
+from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
+from virtue_jax.train.reporting.step_log import StepLog
+from virtue_jax.train.reporting.summary import print_summary
 from virtue_jax.train.rows import resolve_rows
 from virtue_jax.train.setup import TrainSetup
 from virtue_jax.train.sources import make_loader, open_sources
 from virtue_jax.train.stages import compile_stages
 from virtue_jax.train.start import StartingModel, load_weights, starting_model
 from virtue_jax.train.step import LOG_TEMPERATURE, TrainState
-from virtue_jax.train.step_log import StepLog
 from virtue_jax.train.steps import StepLoop
-from virtue_jax.train.summary import print_summary
+from virtue_jax.train.survival.checkpoints import Restored, RunCheckpoints
+from virtue_jax.train.survival.digest import digest
+from virtue_jax.train.survival.interruption import StopSignal
+from virtue_jax.train.survival.nonfinite import NonFinite
 
 # What does not make it another run: how it is spread, saved, watched and told, and where the same model lies.
 _FREE = {

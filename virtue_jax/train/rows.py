@@ -15,7 +15,7 @@ from virtue_jax.data.row_choice.published_lengths import published_needs
 from virtue_jax.data.row_choice.simulate_packing import NeedSource
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
-from virtue_jax.train.flops import executed_flops
+from virtue_jax.train.cost.flops import executed_flops
 from virtue_jax.train.sources import open_sources
 
 _MEASURED = 2000  # elements of all sources together
@@ -85,8 +85,8 @@ def choose(config: TrainConfig, needs: Sequence[NeedSource], virtue: VirtueConfi
 
 
 def row_cost(config: TrainConfig, virtue: VirtueConfig) -> Callable[[RowShape], float]:
-    """FLOPs that a step executes for one row of a shape (`train/flops.py`), layers rematerialised where that is still
-    to be chosen."""
+    """FLOPs that a step executes for one row of a shape (`train/cost/flops.py`), layers rematerialised where that is
+    still to be chosen."""
     numerics = config.numerics
     if numerics.remat == "auto":
         numerics = dataclasses.replace(numerics, remat="layer")

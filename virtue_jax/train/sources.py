@@ -9,6 +9,7 @@ from virtue_jax.data.example import PairSource
 from virtue_jax.data.packing.loader import TrainingLoader, training_loader
 from virtue_jax.data.sources.jsonl import JsonlTraining
 from virtue_jax.data.sources.mmeb import MmebTraining
+from virtue_jax.data.sources.prepared import PreparedTraining
 from virtue_jax.data.sources.scar import ScarTraining
 from virtue_jax.data.sources.shared_images import FirstRows, SharedImages
 from virtue_jax.train.config import DataConfig, SourceConfig, TrainConfig
@@ -37,9 +38,23 @@ def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
             rows = MmebTraining(source.path, image_root=root)
         case "jsonl":
             rows = JsonlTraining(source.path, image_root=root)
+        case "prepared":
+            return _prepared(source)
         case _:
-            raise ValueError(f"source {source.path}: kind {source.kind!r} is not one of scar, mmeb, jsonl")
+            raise ValueError(f"source {source.path}: kind {source.kind!r} is not one of scar, mmeb, jsonl, prepared")
     return FirstRows(rows, source.limit) if source.limit else rows
+
+
+def _prepared(source: SourceConfig) -> PairSource:
+    rows = PreparedTraining(source.path)
+    if not source.limit or source.limit >= rows.pairs:
+        return rows
+    if rows.pairs > len(rows):
+        raise ValueError(
+            f"source {source.path}: limit {source.limit} counts rows, but these {rows.pairs} are in {len(rows)} groups "
+            "by image; give the limit to `virtue prepare` instead"
+        )
+    return FirstRows(rows, source.limit)
 
 
 def make_loader(

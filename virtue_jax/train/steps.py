@@ -11,16 +11,16 @@ import jax
 
 from virtue_jax.parallel.mesh import put_rows
 from virtue_jax.parallel.processes import Agreement, is_alone, is_leader
-from virtue_jax.train.checkpoints import RunCheckpoints
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.goodput import Goodput
-from virtue_jax.train.interruption import Interrupted, StopSignal
-from virtue_jax.train.nonfinite import NonFinite
+from virtue_jax.train.reporting.goodput import Goodput
+from virtue_jax.train.reporting.step_log import StepLog
+from virtue_jax.train.reporting.step_trace import StepTrace
 from virtue_jax.train.stages import Compilations, Stages
 from virtue_jax.train.step import TrainState
-from virtue_jax.train.step_log import StepLog
-from virtue_jax.train.step_trace import StepTrace
-from virtue_jax.train.watchdog import Watchdog
+from virtue_jax.train.survival.checkpoints import RunCheckpoints
+from virtue_jax.train.survival.interruption import Interrupted, StopSignal
+from virtue_jax.train.survival.nonfinite import NonFinite
+from virtue_jax.train.survival.watchdog import Watchdog
 
 
 class Started(NamedTuple):

@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
-from virtue_jax.train.digest import tree_digest
-from virtue_jax.train.disk import told_of_the_disk
 from virtue_jax.train.step import TrainState
+from virtue_jax.train.survival.digest import tree_digest
+from virtue_jax.train.survival.disk import told_of_the_disk
 
 DAMAGED = "damaged"
 

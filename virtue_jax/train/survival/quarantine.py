@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from virtue_jax.train.disk import told_of_the_disk
+from virtue_jax.train.survival.disk import told_of_the_disk
 
 FILE = "quarantine.jsonl"
 

@@ -20,8 +20,8 @@ from virtue_jax.config import VirtueConfig, to_dict
 from virtue_jax.new_directory import replace_text
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.disk import told_of_the_disk
 from virtue_jax.train.step import TrainState
+from virtue_jax.train.survival.disk import told_of_the_disk
 
 FILE = "nonfinite.jsonl"
 RUN = "run.json"
@@ -65,8 +65,8 @@ class NonFinite:
             folder = self._workdir / f"nonfinite_step_{step}"
             self._keep(folder, step, batch.groups, metrics, rows, state)
             raise FloatingPointError(
-                f"{what}; its rows: {_named(rows)}. `python -m virtue_jax.train.reproduce {folder}` runs the step "
-                "again and says what is not finite; --config.nonfinite=skip goes on without it"
+                f"{what}; its rows: {_named(rows)}. `python -m virtue_jax.train.survival.reproduce {folder}` runs the "
+                "step again and says what is not finite; --config.nonfinite=skip goes on without it"
             )
         self._note(step, metrics, rows)
         if self.skipped > self._config.skip_limit:

@@ -12,10 +12,10 @@ from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, 
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.parallel.shardings import partition
-from virtue_jax.train import memory
-from virtue_jax.train.activations import Run, kept_by_layers
 from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig
-from virtue_jax.train.memory import choose, estimate
+from virtue_jax.train.cost import memory
+from virtue_jax.train.cost.activations import Run, kept_by_layers
+from virtue_jax.train.cost.memory import choose, estimate
 from virtue_jax.train.setup import setup
 
 MIB, GIB = 2**20, 2**30

@@ -11,13 +11,13 @@ import jax
 from virtue_jax.config import VirtueConfig
 from virtue_jax.parallel.processes import gather_bytes, is_leader
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.flops import mfu, peak_flops, useful_flops
-from virtue_jax.train.goodput import Goodput
-from virtue_jax.train.metrics import MetricsLog, SilentLog
-from virtue_jax.train.quarantine import Quarantine
-from virtue_jax.train.reports import Interval, packing_metrics
+from virtue_jax.train.cost.flops import mfu, peak_flops, useful_flops
+from virtue_jax.train.cost.work import batch_work
+from virtue_jax.train.reporting.goodput import Goodput
+from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
+from virtue_jax.train.reporting.reports import Interval, packing_metrics
 from virtue_jax.train.setup import TrainSetup
-from virtue_jax.train.work import batch_work
+from virtue_jax.train.survival.quarantine import Quarantine
 
 
 class StepLog:

@@ -1,4 +1,4 @@
-"""`python -m virtue_jax.train.reproduce DIR`: runs a kept step that was not finite again, and says what is not."""
+"""`python -m virtue_jax.train.survival.reproduce DIR`: runs a kept step again, and says what is not finite in it."""
 
 import argparse
 import dataclasses
@@ -19,11 +19,11 @@ from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig, from_dict
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.digest import digest
-from virtue_jax.train.nonfinite import RUN, grouped
 from virtue_jax.train.setup import setup
 from virtue_jax.train.start import load_weights
 from virtue_jax.train.step import TrainState
+from virtue_jax.train.survival.digest import digest
+from virtue_jax.train.survival.nonfinite import RUN, grouped
 
 
 def reproduce(folder: Path) -> tuple[dict[str, float], dict[str, int]]:
@@ -81,7 +81,7 @@ def _mesh(groups: tuple[Batch, ...], micro_batches: list[int]):
 
 def main(argv: list[str] | None = None) -> None:
     """Exit status 1: it is not finite here either."""
-    parser = argparse.ArgumentParser(prog="python -m virtue_jax.train.reproduce", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m virtue_jax.train.survival.reproduce", description=__doc__)
     parser.add_argument("folder", type=Path, help="workdir/nonfinite_step_K")
     metrics, counts = reproduce(parser.parse_args(argv).folder)
     console = Console()

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from virtue_jax.config import VirtueConfig
-from virtue_jax.train.activations import Run
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.memory import choose, device_memory
+from virtue_jax.train.cost.activations import Run
+from virtue_jax.train.cost.memory import choose, device_memory
 from virtue_jax.train.setup import TrainSetup, setup
 
 

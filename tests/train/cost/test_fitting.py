@@ -11,7 +11,7 @@ import survival_run
 from virtue_jax.config import Numerics, from_dict
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.fitting import fitted_setup
+from virtue_jax.train.cost.fitting import fitted_setup
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from virtue_jax.train.metrics import MetricsLog
+from virtue_jax.train.reporting.metrics import MetricsLog
 
 
 def lines(folder):

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from virtue_jax.config import Numerics
 from virtue_jax.data.packing.layout import batch_layout
-from virtue_jax.train.activations import (
+from virtue_jax.train.config import RowGroup
+from virtue_jax.train.cost.activations import (
     Run,
     activations,
     array_bytes,
@@ -26,8 +27,7 @@ from virtue_jax.train.activations import (
     tower_work,
     trained_towers,
 )
-from virtue_jax.train.config import RowGroup
-from virtue_jax.train.flops import executed_flops
+from virtue_jax.train.cost.flops import executed_flops
 
 MARGIN = 0.1  # of a device's memory, left free for what is not estimated: fragmentation, kernels' scratch, collectives
 CHEAPEST_FIRST = ("none", "dots", "layer")

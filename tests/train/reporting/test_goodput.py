@@ -5,7 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
-from virtue_jax.train.goodput import FILE, Goodput
+from virtue_jax.train.reporting.goodput import FILE, Goodput
 
 
 def test_nested_blocks_count_once(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from virtue_jax.train.digest import digest, tree_digest
+from virtue_jax.train.survival.digest import digest, tree_digest
 
 
 def arrays():

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from virtue_jax.train.reports import Interval, packing_metrics
+from virtue_jax.train.reporting.reports import Interval, packing_metrics
 
 
 def report(pairs, tokens, waiting=0):
@@ -31,7 +31,7 @@ def test_an_interval_sums_its_steps_and_starts_anew():
 
 def test_streams_that_several_processes_have_count_once(monkeypatch):
     """Two processes with both of two streams each, as where the tensor axis spans them."""
-    monkeypatch.setattr("virtue_jax.train.reports.gather_bytes", lambda data: [data, data])
+    monkeypatch.setattr("virtue_jax.train.reporting.reports.gather_bytes", lambda data: [data, data])
     interval = Interval(2, 2)
     interval.add(report(8, (80, 20)))
     assert interval.gather()["pairs"] == [8]

@@ -1,6 +1,6 @@
 import json
 
-from virtue_jax.train.quarantine import FILE, Quarantine
+from virtue_jax.train.survival.quarantine import FILE, Quarantine
 
 
 def entry(element):

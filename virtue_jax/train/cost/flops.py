@@ -24,7 +24,7 @@ from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, V
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
 from virtue_jax.ops.attention import LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
-from virtue_jax.train.work import Work, capacity
+from virtue_jax.train.cost.work import Work, capacity
 
 CONNECTOR_DOOR = "connector.reduce.kernel"
 OWN_TOKENS = 2  # object score and IoU, beside the mask tokens

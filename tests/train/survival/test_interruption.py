@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from virtue_jax.train.interruption import Interrupted, StopSignal
-from virtue_jax.train.watchdog import HUNG, Watchdog
+from virtue_jax.train.survival.interruption import Interrupted, StopSignal
+from virtue_jax.train.survival.watchdog import HUNG, Watchdog
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def test_a_run_that_hangs_is_ended_with_its_stacks(tmp_path):
     code = f"""
     import threading
     from pathlib import Path
-    from virtue_jax.train.watchdog import Watchdog
+    from virtue_jax.train.survival.watchdog import Watchdog
 
     def stuck_in_here():
         threading.Event().wait()
