@@ -17,7 +17,11 @@ LEAVES = {"config", "batch"}
 ROOMS = {
     "config": (set(), set()),
     "batch": (set(), {"numpy"}),
-    "data": (LEAVES, {"numpy", "PIL", "pyarrow", "tokenizers", "transformers", "grain", "absl"}),
+    "data": (
+        LEAVES,
+        {"numpy", "PIL", "pyarrow", "tokenizers", "transformers"}
+        | {"grain", "absl", "tensorflow_datasets", "array_record"},
+    ),
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
@@ -30,7 +34,10 @@ ROOMS = {
         LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory"},
         {"jax", "flax", "optax", "orbax", "etils", "numpy", "rich", "tensorboardX"},
     ),
-    "cli": ({"config", "data", "embedder", "eval", "parallel", "train"}, {"numpy", "rich", "absl", "ml_collections"}),
+    "cli": (
+        {"config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
+        {"numpy", "rich", "absl", "ml_collections"},
+    ),
     "__init__": ({"embedder"}, set()),
     "converters": (
         {"config", "checkpoint", "models", "new_directory", "lazy_write"},

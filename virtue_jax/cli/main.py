@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "scenes": "make SCaR-like images and parquet files, no download needed",
     "train": "train from a run file (configs/*.py)",
+    "prepare": "write a run's data once, in files made for training",
     "rows": "choose a run's row groups from the lengths of its data",
     "eval": "evaluate a model on SCaR",
     "embed": "embed the lines of a JSONL file",

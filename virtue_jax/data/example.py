@@ -50,6 +50,20 @@ def _check_box(box: tuple) -> None:
         )
 
 
+class ImageBytes(bytes):
+    """The encoded bytes of an image whose `size`, (height, width) in pixels, is known without reading its header."""
+
+    size: tuple[int, int]
+
+    def __new__(cls, encoded: bytes, size: tuple[int, int]):
+        image = super().__new__(cls, encoded)
+        image.size = size
+        return image
+
+    def __getnewargs__(self) -> tuple:
+        return bytes(self), self.size
+
+
 @dataclass(frozen=True)
 class Example:
     """One thing to embed: images (paths or encoded bytes), a text, and a prompt that belongs to the first image.

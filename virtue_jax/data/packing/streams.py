@@ -99,12 +99,17 @@ class Stream:
         made.bad.append(element)
         self._bad += 1
         drawn, bad = self._drawn, self._bad
-        if bad > self._bad_rows * drawn and (drawn >= LEAST_DRAWN or bad >= LEAST_BAD):
+        if too_many_bad(bad, drawn, self._bad_rows):
             raise ValueError(
                 f"{bad} of the {drawn} elements that stream {self._index} has drawn cannot be used, more than "
                 f"config.data.bad_rows {self._bad_rows} allows; quarantine.jsonl in the run's workdir names those of "
                 f"earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow more"
             )
+
+
+def too_many_bad(bad: int, drawn: int, allowed: float) -> bool:
+    """Whether more than the share `allowed` of the elements is bad, once there are enough of them to say."""
+    return bad > allowed * drawn and (drawn >= LEAST_DRAWN or bad >= LEAST_BAD)
 
 
 def _told(bad: Sequence[BadElement]) -> str:

@@ -13,7 +13,7 @@ from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.example import Example, ImageBytes, InvalidExample, PairSource, TrainingPair
 from virtue_jax.data.packing.first_fit import Need
 from virtue_jax.data.row_choice.simulate_packing import Element, NeedSource
 
@@ -72,14 +72,19 @@ class LengthMeasure:
         return points + bool(points)  # SAM-2's padding point comes with any
 
     def _measure(self, source, origin: str) -> tuple[tuple[int, int], int]:
-        """((height, width), patches) of an image, from its header."""
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError):
-            height, width = load_image(source, origin).shape[:2]  # says what is wrong with it
+        """((height, width), patches) of an image, from its header where its size is not known."""
+        height, width = source.size if isinstance(source, ImageBytes) else _size_in_header(source, origin)
         resized = resized_size(height, width, self.config)
         return (height, width), resized[0] * resized[1] // self.config.vision.patch_size**2
+
+
+def _size_in_header(source, origin: str) -> tuple[int, int]:
+    """(height, width)"""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.size[::-1]
+    except (OSError, ValueError, SyntaxError):
+        return load_image(source, origin).shape[:2]  # says what is wrong with it
 
 
 def measured_needs(

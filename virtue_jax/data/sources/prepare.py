@@ -1,0 +1,153 @@
+"""Writes a source of training pairs once, images included, as ArrayRecord files that `PreparedTraining` reads."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.packing.streams import too_many_bad
+from virtue_jax.data.sources.prepared_record import SPLIT, dataset_info, to_record
+
+QUARANTINE = "quarantine.jsonl"
+ELEMENTS_PER_FILE = 1024
+_BATCH = 16  # elements between two writes of the set's own description
+
+
+@dataclass
+class PreparedSet:
+    """What was written of one source: elements, pairs, images; bytes: of the files of records. bad: elements that
+    could not be read, {"element", "origin", "error"} each, as in `quarantine.jsonl`."""
+
+    elements: int = 0
+    pairs: int = 0
+    images: int = 0
+    bytes: int = 0
+    bad: list[dict] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        return self.elements + len(self.bad)
+
+
+def prepare(
+    source: PairSource,
+    directory: Path,
+    *,
+    about: dict | None = None,
+    bad_rows: float = 0.001,
+    elements_per_file: int = ELEMENTS_PER_FILE,
+    progress: Callable[[int], None] = lambda seen: None,
+) -> PreparedSet:
+    """Writes every element of a source into `directory`, which is there and empty, in the source's order.
+
+    What depends on chance or on the configuration is settled here: the kind of prompt that each SCaR row carries, which
+    rows are grouped by image, and the limit. Image files are kept byte by byte; each is decoded once to be sure of it.
+    Elements that cannot be read are left out, whole, and named in `quarantine.jsonl`.
+
+    Args:
+        about: kept in the set's metadata, for people.
+        bad_rows: share of elements that may be bad, judged as the training loader does.
+        progress: told how many elements are done.
+
+    Raises:
+        InvalidExample: too many bad elements, or no good one; names the last. OSError: not all could be written.
+    """
+    grouped = hasattr(source, "pairs")
+    info = dataset_info(directory, {"about": about or {}, "grouped": grouped})
+    writer = tfds.core.SequentialWriter(info, elements_per_file, file_format="array_record")
+    writer.initialize_splits([SPLIT])
+    made, batch = PreparedSet(), []
+    with open(directory / QUARANTINE, "w", errors="backslashreplace") as quarantine:
+        for result in _records(source):
+            if isinstance(result, _Bad):
+                made.bad.append({"element": made.seen, "origin": result.origin, "error": result.error})
+                quarantine.write(json.dumps(made.bad[-1], ensure_ascii=False) + "\n")
+                _check_bad(made, bad_rows)
+            else:
+                batch.append(result.record)
+                made.elements, made.pairs = made.elements + 1, made.pairs + result.pairs
+                made.images += len(result.record["images"])
+            if len(batch) == _BATCH:
+                writer.add_examples({SPLIT: batch})
+                batch = []
+            progress(made.seen)
+    if not made.elements:
+        raise InvalidExample(f"none of {made.seen} elements can be read; the last: {_last_errors(made) or 'no data'}")
+    writer.add_examples({SPLIT: batch})
+    writer.close_all()
+    sizes = _file_sizes(directory, made.elements)
+    made.bytes = sum(sizes.values())
+    info.metadata.update(elements=made.elements, pairs=made.pairs, bad=len(made.bad), file_bytes=sizes)
+    info.write_to_directory(directory)
+    return made
+
+
+@dataclass(frozen=True)
+class _Good:
+    record: dict
+    pairs: int
+
+
+@dataclass(frozen=True)
+class _Bad:
+    origin: str
+    error: str
+
+
+def _records(source: PairSource) -> Iterator[_Good | _Bad]:
+    """Every element in order, read and decoded by threads a little ahead."""
+
+    def read(row: int) -> _Good | _Bad:
+        named = getattr(source, "origin", None)
+        origin = named(row) if named is not None else f"row {row}"
+        try:
+            element = source[row]
+            pairs = (element,) if isinstance(element, TrainingPair) else tuple(element)
+            return _Good(to_record(pairs, origin), len(pairs))
+        except (InvalidExample, OSError) as error:
+            return _Bad(origin, str(error))
+
+    threads = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)
+    ahead: deque[Future] = deque()
+    try:
+        for row in range(len(source)):
+            ahead.append(pool.submit(read, row))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_bad(made: PreparedSet, allowed: float) -> None:
+    if too_many_bad(len(made.bad), made.seen, allowed):
+        raise InvalidExample(
+            f"{len(made.bad)} of the first {made.seen} elements cannot be read, more than config.data.bad_rows "
+            f"{allowed} allows; the last: {_last_errors(made)}. Correct them, leave them out, or allow more"
+        )
+
+
+def _last_errors(made: PreparedSet) -> str:
+    return "; ".join(bad["error"] for bad in made.bad[-3:])
+
+
+def _file_sizes(directory: Path, elements: int) -> dict[str, int]:
+    """Bytes of each file of records, after a look at how many each holds: a full disk may end a file early."""
+    sizes, held = {}, 0
+    for path in sorted(directory.glob("*.array_record-*")):
+        reader = ArrayRecordReader(str(path))
+        held += reader.num_records()
+        reader.close()
+        sizes[path.name] = path.stat().st_size
+    if held != elements:
+        raise OSError(f"the files hold {held} of the {elements} elements given to them; is the disk full?")
+    return sizes
