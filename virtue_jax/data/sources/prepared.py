@@ -7,7 +7,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from virtue_jax.data.example import InvalidExample, TrainingPair
-from virtue_jax.data.sources.prepared_record import NAME, SPLIT, VERSION, from_record, stored_decoders
+from virtue_jax.data.sources.prepared_record import NAME, SPLIT, VERSION, from_record
 
 _AGAIN = "write it again with `virtue prepare`"
 
@@ -43,27 +43,27 @@ class PreparedTraining:
         return self._length
 
     def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]:
-        pairs = from_record(self._record(row))
+        _, pairs = self._read(row)
         return pairs if self._grouped else pairs[0]
 
     def origin(self, row: int) -> str:
         """File and row of the original; of a damaged record, its place here."""
         try:
-            return self._record(row)["origin"].decode()
+            return self._read(row)[0]
         except InvalidExample:
             return self._place(row)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_records": None}
 
-    def _record(self, row: int) -> dict:
+    def _read(self, row: int) -> tuple[str, tuple[TrainingPair, ...]]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         if self._records is None:
             builder = tfds.builder_from_directory(self.path)
-            self._records = builder.as_data_source(SPLIT, decoders=stored_decoders())
+            self._records = builder.as_data_source(SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         try:
-            return self._records[row]
+            return from_record(self._records[row])
         except Exception as error:  # ArrayRecord and protobuf have an exception each for damaged bytes
             said = " ".join(str(error).split())
             raise InvalidExample(f"{self._place(row)}: damaged record ({said}); {_AGAIN}") from error
