@@ -60,10 +60,11 @@ class StepLoop:
         FloatingPointError: a step that is not finite, as `NonFinite` has it. OSError: a checkpoint cannot be written.
         RuntimeError: something was compiled again after the first step.
         """
-        self._state, self._pending, self._metrics = state, None, {}
+        self._state, self._pending, self._settled, self._metrics = state, None, None, {}
         self.done = int(jax.device_get(state.step))
         self._first = self.done + 1
-        self._agreement, self._asked, self._saved_at = Agreement(2), False, time.monotonic()
+        self._agreement, self._asked = Agreement(2), False
+        self._saved_at, self._saved_step = time.monotonic(), self.done
         self.clock.begin_at(self.done)
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.transfer_guard("disallow"))
@@ -77,7 +78,7 @@ class StepLoop:
         return self._state
 
     def _one(self, step: int) -> None:
-        batch = self._next(step)
+        batch = self._next()
         self._trace.before(step)
         logs = step in (1, self.config.steps) or step % self.config.log_every == 0
         saves = step == self.config.steps or step % self.config.checkpoint_every == 0
@@ -85,7 +86,7 @@ class StepLoop:
             if logs:
                 self._settle()  # so that the stages' times are of this step alone
             started, stage_seconds = self._dispatch(step, batch, logs)
-            stop, due = self._agree()
+            stop, due = self._agree(step)
             self._settle()
             self._pending = started
             if logs or saves or stop or due or self._trace.ends_with(step):
@@ -94,27 +95,48 @@ class StepLoop:
             self.log.say(f"profiler trace of steps {self.config.profile_steps} in {self.workdir / 'profile'}")
         if logs:
             values = self._metrics | {"skipped": float(self.nonfinite.skipped)}
-            self.log.write(step, batch, started.position, values, stage_seconds)
+            self.log.write(step, started.position, values, stage_seconds)
             self._write_clock(step)
         if saves or stop or due:
             self._save(started)
         if stop:
             self._end(step)
 
-    def _next(self, step: int):
+    def _next(self):
+        """The next step's batch; where one process is told to stop, it need not wait for that."""
         with self.clock.measure("data_wait"):
             try:
-                return next(self.loader)
+                batch = self._await_batch()
+            except Interrupted:
+                batch = None
             except Exception:
-                last = self._pending
                 if is_alone():
                     self._settle()
                     self.log.set_aside()
-                # The data's workers are told to stop too (Ctrl-C reaches all of a terminal's processes), and are gone.
-                if not self.stop.received or last is None or not is_alone():
+                # The data's workers may be gone by the same signal (Ctrl-C reaches all of a terminal's processes).
+                if not self.stop.received or not is_alone():
                     raise
-        self._save(last)
-        return self._end(step - 1)
+                batch = None
+        if batch is None:
+            self._stop_here()
+        return batch
+
+    def _await_batch(self):
+        """None or `Interrupted`: told to stop, with nobody to agree with."""
+        try:
+            self.stop.deferred = not is_alone()
+            batch = None if is_alone() and self.stop.received else next(self.loader)
+            return None if is_alone() and self.stop.received else batch
+        finally:
+            self.stop.deferred = True
+
+    def _stop_here(self) -> None:
+        """Saves the last step that was started, if this start did any, and raises `Interrupted`."""
+        self._settle()
+        self.stop.deferred = True
+        if self._settled is not None:
+            self._save(self._settled)
+        self._end(self.done)
 
     def _dispatch(self, step: int, batch, timed: bool) -> tuple[Started, dict[str, float]]:
         compiled, seconds = self._compiled.count, {}
@@ -130,25 +152,26 @@ class StepLoop:
             raise RuntimeError(f"step {step} compiled {names} again; its arrays must be those of the first step")
         return Started(step, batch, metrics, position), seconds
 
-    def _agree(self) -> tuple[bool, bool]:
+    def _agree(self, step: int) -> tuple[bool, bool]:
         """(stop now, save now), the same on all processes: by anybody's signal, and by the leader's clock."""
         minutes = self.config.checkpoint_minutes
         due = bool(minutes) and is_leader() and not self._asked and time.monotonic() - self._saved_at > 60 * minutes
         self._agreement.offer(int(bool(self.stop.received)), int(due))
         self._asked = self._asked or due
         stop, save = self._agreement.result()
-        return bool(stop), bool(save)
+        asked_at = step if is_alone() else step - 1
+        return bool(stop), bool(save) and asked_at > self._saved_step
 
     def _settle(self) -> None:
         """Waits for the step that is not looked at yet, and looks at it."""
         if self._pending is None:
             return
-        done, self._pending = self._pending, None
+        done, self._settled, self._pending = self._pending, self._pending, None
         self._metrics = {name: float(value) for name, value in jax.device_get(dict(done.metrics)).items()}
         finite = self._metrics.pop("finite")
         self.done = done.step
         self._watchdog.beat()
-        self.log.finished(done.step, done.batch.report)
+        self.log.finished(done.step, done.batch)
         if not finite:
             self.log.say(self.nonfinite.meet(done.step, done.batch, self._metrics, self._state))
         if self.seen is not None:
@@ -159,19 +182,17 @@ class StepLoop:
         with self.clock.measure("saves"):
             self.log.set_aside()
             self.checkpoints.save(self._state, done.position, step=done.step)
-        self._saved_at, self._asked = time.monotonic(), False
+        self._saved_at, self._saved_step, self._asked = time.monotonic(), done.step, False
         self._write_clock(done.step)
         self._watchdog.beat()
 
-    def _end(self, step: int):
+    def _end(self, step: int) -> None:
         with self.clock.measure("saves"):
             self.checkpoints.wait()
         self._write_clock(step)
         told = self.stop.received or "a signal to another process"
-        raise Interrupted(
-            f"{told}: stopped after step {step} of {self.config.steps}, which is saved; "
-            "start the same command again to go on"
-        )
+        where = f"after step {step} of {self.config.steps}, which is saved" if step else "before the first step"
+        raise Interrupted(f"{told}: stopped {where}; start the same command again to go on")
 
     def _write_clock(self, step: int) -> None:
         if is_leader():

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ def test_an_interval_sums_its_steps_and_starts_anew():
     interval = Interval(1, 1)
     interval.add(report(3, (80, 20), waiting=5))
     interval.add(report(4, (70, 40), waiting=2))
-    sums = interval.gather(bad=7)
+    sums, _ = interval.gather(bad=7)
     assert sums["pairs"] == [7] and sums["tokens"] == [150, 60] and sums["bad"] == [7]
     assert sums["waiting"] == [2]  # now, not ever
     assert packing_metrics(sums, ["images", "text"]) == {
@@ -26,7 +27,7 @@ def test_an_interval_sums_its_steps_and_starts_anew():
         "waiting": 2,
     }
     interval.add(report(1, (1, 1)))
-    assert interval.gather()["pairs"] == [1]
+    assert interval.gather()[0]["pairs"] == [1]
 
 
 def test_streams_that_several_processes_have_count_once(monkeypatch):
@@ -34,4 +35,17 @@ def test_streams_that_several_processes_have_count_once(monkeypatch):
     monkeypatch.setattr("virtue_jax.train.reporting.reports.gather_bytes", lambda data: [data, data])
     interval = Interval(2, 2)
     interval.add(report(8, (80, 20)))
-    assert interval.gather()["pairs"] == [8]
+    assert interval.gather()[0]["pairs"] == [8]
+
+
+def test_the_longest_wait_is_told_with_its_process(monkeypatch):
+    def two_processes(data):
+        other = json.loads(data) | {"wait": 3.5}
+        return [data, json.dumps(other).encode()]
+
+    monkeypatch.setattr("virtue_jax.train.reporting.reports.gather_bytes", two_processes)
+    interval = Interval(1, 2)
+    interval.add(report(8, (80, 20)), towers=2.5)
+    interval.add(report(8, (80, 20)), towers=4.0)
+    sums, slowest = interval.gather(0.5)
+    assert slowest == (3.5, 1) and sums["towers"] == [13.0]

@@ -1,8 +1,16 @@
 """What the packing did since the last logged step, over all processes, as numbers for the log."""
 
 import json
+from typing import NamedTuple
 
 from virtue_jax.parallel.processes import gather_bytes
+
+
+class Slowest(NamedTuple):
+    """The longest wait of any process: seconds, and that process's number."""
+
+    seconds: float
+    process: int
 
 
 class Interval:
@@ -13,29 +21,32 @@ class Interval:
 
     def __init__(self, streams: int, of: int):
         self._streams, self._of = streams, of
-        self._sums: dict[str, list[int]] = {}
+        self._sums: dict[str, list[float]] = {}
         self._waiting = 0
 
-    def add(self, report) -> None:
+    def add(self, report, **more: float) -> None:
+        """A step's `PackReport`; more: further numbers of this process's part of it."""
         numbers = {
             "pairs": [report.pairs],
             "tokens": report.tokens,
             "slots": report.slots,
             "patches": report.patches,
             "patch_capacity": report.patch_capacity,
+            **{name: [value] for name, value in more.items()},
         }
         for name, values in numbers.items():
             old = self._sums.get(name, [0] * len(values))
-            self._sums[name] = [a + int(b) for a, b in zip(old, values, strict=True)]
+            self._sums[name] = [a + b for a, b in zip(old, values, strict=True)]
         self._waiting = report.waiting
 
-    def gather(self, **more: float) -> dict[str, list[float]]:
-        """{name: sums over all streams} since the last call; every process calls it.
+    def gather(self, wait: float = 0.0, **more: float) -> tuple[dict[str, list[float]], Slowest]:
+        """{name: sums over all streams} since the last call, and who waited longest; every process calls it.
 
-        more: further numbers of this process, summed alike.
+        wait: seconds that this process waited for its data. more: further numbers of it, summed as those of the steps.
         """
         sums = self._sums | {"waiting": [self._waiting]} | {name: [value] for name, value in more.items()}
-        mine = {"sums": sums, "streams": self._streams}
+        sums = {name: [float(value) for value in values] for name, values in sums.items()}
+        mine = {"sums": sums, "streams": self._streams, "wait": wait}
         parts = [json.loads(part) for part in gather_bytes(json.dumps(mine).encode())]
         # A stream that two processes have is there twice.
         share = self._of / sum(part["streams"] for part in parts)
@@ -44,7 +55,8 @@ class Interval:
             for name in sums
         }
         self._sums = {}
-        return total
+        seconds = [part["wait"] for part in parts]
+        return total, Slowest(max(seconds), seconds.index(max(seconds)))
 
 
 def packing_metrics(sums: dict[str, list[float]], groups: list[str]) -> dict[str, float]:

@@ -48,30 +48,28 @@ class StepLog:
     def say(self, line: str) -> None:
         self._out.say(line)
 
-    def finished(self, step: int, report) -> None:
-        """Step `step` is done; `report` is its batch's."""
-        self._interval.add(report)
-        self._quarantined += report.quarantined
+    def finished(self, step: int, batch) -> None:
+        """Step `step` is done, of this process's `StepBatch`."""
+        flops = useful_flops(self._virtue, batch_work(batch.groups), self._run.state.trainable)
+        self._interval.add(batch.report, towers=flops.towers, language_model=flops.language_model)
+        self._quarantined += batch.report.quarantined
         self._out.advance(step)
 
-    def write(self, step: int, batch, position: dict, metrics: dict[str, float], stage_seconds: dict[str, float]):
-        """Every process calls it at the same steps, each with its own batch and data position."""
-        flops = useful_flops(self._virtue, batch_work(batch.groups), self._run.state.trainable)
-        totals = self._interval.gather(
-            bad=sum(stream["bad"] for stream in position["streams"].values()),
-            towers=flops.towers,
-            language_model=flops.language_model,
-        )
-        self.set_aside()
+    def write(self, step: int, position: dict, metrics: dict[str, float], stage_seconds: dict[str, float]) -> None:
+        """Every process calls it at the same steps, each with its own data position."""
         steps, seconds, wait = self._pace(step)
+        totals, slowest = self._interval.gather(wait, bad=sum(stream["bad"] for stream in position["streams"].values()))
+        self.set_aside()
         values = metrics | {
             "seconds_per_step": seconds,
             "data_wait_seconds": wait,
+            "slowest_data_wait_seconds": slowest.seconds,
+            "slowest_data_wait_process": slowest.process,
             **stage_seconds,
             "examples_per_second": totals["pairs"][0] / (seconds * steps),
             "tokens_per_second": sum(totals["tokens"]) / (seconds * steps),
             **packing_metrics(totals, list(self._config.data.rows)),
-            **_utilisation(totals, seconds, self._run),
+            **_utilisation(totals, steps, seconds, self._run),
             **_memory(),
             "bad_rows": totals["bad"][0],
         }
@@ -95,8 +93,9 @@ class StepLog:
         return steps, seconds, waited
 
 
-def _utilisation(totals: dict[str, list[float]], seconds: float, run: TrainSetup) -> dict[str, float]:
-    towers, language_model = totals["towers"][0], totals["language_model"][0]
+def _utilisation(totals: dict[str, list[float]], steps: int, seconds: float, run: TrainSetup) -> dict[str, float]:
+    """Of a step, as the mean over `steps` of them, each `seconds` long."""
+    towers, language_model = totals["towers"][0] / steps, totals["language_model"][0] / steps
     values = {
         "model_flops_towers": towers,
         "model_flops_language_model": language_model,
