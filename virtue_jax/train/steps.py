@@ -109,10 +109,10 @@ class StepLoop:
                 batch = self._await_batch()
             except Interrupted:
                 batch = None
-            except Exception:
+            except Exception as error:
                 if is_alone():
                     self._settle()
-                    self.log.set_aside()
+                self.log.data_failed(error, self._pending and self._pending.batch)
                 # The data's workers may be gone by the same signal (Ctrl-C reaches all of a terminal's processes).
                 if not self.stop.received or not is_alone():
                     raise

@@ -1,14 +1,16 @@
-"""One packing stream: every S-th element of the order, read ahead by Grain, those that found no room waiting."""
+"""One packing stream: every S-th element of the order, read ahead, those that found no room waiting."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import grain
+from virtue_jax.data.packing.elements import BadElement, Element
+from virtue_jax.data.packing.read_pool import ReadPool
 
-from virtue_jax.data.packing.elements import BadElement, Element, ElementReader
-
-ENDLESS = 1 << 40  # elements; more than any run will see, and safely within what Grain can index
 LEAST_DRAWN, LEAST_BAD = 1000, 10  # a share of bad elements says something from here on
 
 
@@ -22,12 +24,22 @@ class StreamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ReadAhead:
-    """How each stream reads: by threads of this process, or `workers` processes if not 0; so many elements ahead."""
+class StreamRules:
+    """What all streams go by. step_pairs: pairs that one packs in a step at most. ahead: elements that it has read
+    ahead of the step being packed. bad_rows: share of elements that may be bad. pairs: of an element, on average."""
 
-    threads: int = 2
-    workers: int = 0
-    elements: int = 16
+    step_pairs: int
+    ahead: int
+    bad_rows: float
+    pairs: float = 1.0
+
+
+class TooManyBad(ValueError):
+    """More elements cannot be used than is allowed; `elements`: those that no report has told of yet."""
+
+    def __init__(self, message: str, elements: Sequence[BadElement]):
+        super().__init__(message)
+        self.elements = tuple(elements)
 
 
 @dataclass
@@ -43,39 +55,42 @@ class Candidates:
 class Stream:
     """Elements index, index + of, index + 2 * of, ... of the order, from a state on.
 
-    `candidates` then `placed`, once a step each; `state` is then exactly what a new Stream goes on from, read-ahead
-    excluded. `close` ends worker processes.
+    `ask`, `candidates`, `placed`, once a step each; `state` is then exactly what a new Stream goes on from, read-ahead
+    excluded. Streams share a pool: what one has asked for is read while another is packed.
     """
 
-    def __init__(
-        self, reader: ElementReader, index: int, of: int, state: StreamState, ahead: ReadAhead, bad_rows: float
-    ):
-        self._reader, self._index, self._of, self._bad_rows = reader, index, of, bad_rows
+    def __init__(self, pool: ReadPool, index: int, of: int, state: StreamState, rules: StreamRules):
+        self._pool, self._index, self._rules = pool, index, rules
         self._drawn, self._bad = state.drawn, state.bad
         self._to_read = len(state.waiting)  # waiting elements of a restored state come again before new ones
         self._waiting: list[Element] = []
-        numbers = _Numbers(state.waiting, index + of * state.drawn, of)
-        self._elements = _read(reader, numbers, ahead)
+        self._numbers = itertools.chain(state.waiting, itertools.count(index + of * state.drawn, of))
+        self._asked: deque[Future[Element | BadElement]] = deque()
 
     def state(self) -> StreamState:
         return StreamState(self._drawn, tuple(element.number for element in self._waiting), self._bad)
 
+    def ask(self) -> None:
+        """Has about as many elements read as the next step draws."""
+        room = self._rules.step_pairs - sum(element.pairs for element in self._waiting)
+        self._ask(self._to_read + math.ceil(max(room, 0) / self._rules.pairs))
+
     def candidates(self) -> Candidates:
-        """At most the reader's `step_pairs` pairs: what waits, oldest first, then newly drawn elements.
+        """At most `step_pairs` pairs: what waits, oldest first, then newly drawn elements.
 
         Raises:
-            ValueError: more than `bad_rows` of the drawn elements are bad.
+            TooManyBad: more than `bad_rows` of the drawn elements are bad.
         """
-        made, room = Candidates([]), self._reader.step_pairs
+        made, room = Candidates([]), self._rules.step_pairs
         while self._to_read:
             self._to_read -= 1
-            self._take(next(self._elements), made)
+            self._take(self._next(), made)
         waited = len(self._waiting)
         taken = 0
         while True:
             while taken == len(self._waiting):
                 self._drawn += 1
-                self._take(next(self._elements), made)
+                self._take(self._next(), made)
             room -= self._waiting[taken].pairs
             if room < 0:
                 break
@@ -89,8 +104,15 @@ class Stream:
         """These are packed; the others wait."""
         self._waiting = [element for element in self._waiting if element.number not in numbers]
 
-    def close(self) -> None:
-        self._elements.close()
+    def _next(self) -> Element | BadElement:
+        self._ask(1)
+        element = self._asked.popleft()
+        self._ask(self._rules.ahead)
+        return element.result()
+
+    def _ask(self, count: int) -> None:
+        while len(self._asked) < count:
+            self._asked.append(self._pool.read(next(self._numbers)))
 
     def _take(self, element: Element | BadElement, made: Candidates) -> None:
         if isinstance(element, Element):
@@ -98,12 +120,14 @@ class Stream:
             return
         made.bad.append(element)
         self._bad += 1
-        drawn, bad = self._drawn, self._bad
-        if too_many_bad(bad, drawn, self._bad_rows):
-            raise ValueError(
+        drawn, bad, allowed = self._drawn, self._bad, self._rules.bad_rows
+        if too_many_bad(bad, drawn, allowed):
+            raise TooManyBad(
                 f"{bad} of the {drawn} elements that stream {self._index} has drawn cannot be used, more than "
-                f"config.data.bad_rows {self._bad_rows} allows; quarantine.jsonl in the run's workdir names those of "
-                f"earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow more"
+                f"config.data.bad_rows {allowed} allows; quarantine.jsonl in the run's workdir names those of "
+                f"earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow "
+                "more",
+                made.bad,
             )
 
 
@@ -114,37 +138,3 @@ def too_many_bad(bad: int, drawn: int, allowed: float) -> bool:
 
 def _told(bad: Sequence[BadElement]) -> str:
     return "; ".join(element.error for element in bad[-3:])
-
-
-def _read(reader: ElementReader, numbers: "_Numbers", ahead: ReadAhead) -> Iterator[Element | BadElement]:
-    options = grain.ReadOptions(num_threads=ahead.threads, prefetch_buffer_size=ahead.elements)
-    dataset = grain.MapDataset.source(numbers).map(reader.__getitem__).to_iter_dataset(options)
-    if ahead.workers:
-        _let_grain_read_flags()
-        per_worker = max(1, ahead.elements // ahead.workers)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(ahead.workers, per_worker_buffer_size=per_worker))
-    return iter(dataset)
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """Element numbers as a Grain source: those given, then first, first + step, ..."""
-
-    given: tuple[int, ...]
-    first: int
-    step: int
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> int:
-        given = len(self.given)
-        return self.given[index] if index < given else self.first + (index - given) * self.step
-
-
-def _let_grain_read_flags() -> None:
-    """Grain's workers read absl flags, which a program that does not start through absl has never parsed."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -39,6 +39,7 @@ class StepLog:
         step: int,
     ):
         self._config, self._virtue, self._run, self._out, self._clock = config, virtue, run, out, clock
+        self._workdir = workdir
         self._interval = Interval(len(streams), config.data.streams)
         self._quarantine = Quarantine(workdir) if is_leader() else None
         self._quarantined: list[dict] = []
@@ -81,7 +82,21 @@ class StepLog:
         self._quarantined = []
         if self._quarantine is not None:
             for entry in self._quarantine.add([entry for part in parts for entry in json.loads(part)]):
-                self.say(f"left out: {entry['origin']}: {entry['error']} (all of them: {self._quarantine.path})")
+                self._tell(entry, self._quarantine)
+
+    def data_failed(self, error: Exception, pending=None) -> None:
+        """This process's data ended with `error`, after the `StepBatch` `pending` of a step that is not finished:
+        writes down what it left out, without waiting for the others."""
+        if pending is not None:
+            self._quarantined += pending.report.quarantined
+        found = [{"element": b.number, "origin": b.origin, "error": b.error} for b in getattr(error, "elements", ())]
+        quarantine = self._quarantine or Quarantine(self._workdir)
+        for entry in quarantine.add(self._quarantined + found):
+            self._tell(entry, quarantine)
+        self._quarantined = []
+
+    def _tell(self, entry: dict, quarantine: Quarantine) -> None:
+        self.say(f"left out: {entry['origin']}: {entry['error']} (all of them: {quarantine.path})")
 
     def _pace(self, step: int) -> tuple[int, float, float]:
         """(steps, seconds per step, of these waiting for data) since the last call; saves are no part of the pace."""

@@ -9,7 +9,8 @@ FILE = "quarantine.jsonl"
 
 
 class Quarantine:
-    """`workdir/quarantine.jsonl`, one line {"element", "origin", "error"} each; written by the leader.
+    """`workdir/quarantine.jsonl`, one line {"element", "origin", "error"} each; written by the leader,
+    and by a process that ends alone.
 
     A resumed run meets the same elements again, and does not write them again.
     """
