@@ -4,11 +4,21 @@ import dataclasses
 
 import pytest
 import tiny_run
+from rich.console import Console
 
+from virtue_jax.batch import RowShape
 from virtue_jax.cli.main import main
+from virtue_jax.cli.rows import tell
 from virtue_jax.config import from_dict, to_dict
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.row_choice.simulate_packing import SampleOrder, most_pairs, simulate
+from virtue_jax.data.row_choice.choose_rows import Chosen
+from virtue_jax.data.row_choice.simulate_packing import (
+    GroupFigures,
+    PackingFigures,
+    SampleOrder,
+    most_pairs,
+    simulate,
+)
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.rows import resolve_rows, stated_needs
 from virtue_jax.train.sources import open_sources
@@ -49,6 +59,15 @@ def test_the_command_prints_what_a_run_would_choose(config, resolved, capsys):
     assert "of 4 pairs a step" in printed
     pasted = eval("{" + printed[printed.index('"rows": {') :] + "}")
     assert from_dict(DataConfig, {"sources": {}, **pasted}).rows == resolved.rows
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(89, True), (91, False)])
+def test_the_command_warns_of_rows_under_nine_tenths_full(config, capsys, tokens, warns):
+    group = GroupFigures(tokens, 100, 0, 0, 0, 0, most_examples=4, most_images=0, most_prompts=0)
+    chosen = Chosen(((RowShape(100, 4), 1),), PackingFigures((group,), pairs=4.0, waiting=0.0, longest_wait=0), 1.0)
+    tell(config, chosen, Console())
+    warning = "row efficiency is under 0.90. Each of config.data.streams=1 streams packs 4 of the 4 pairs"
+    assert (warning in capsys.readouterr().out) == warns
 
 
 def test_the_command_says_what_it_lacks(fails):

@@ -13,6 +13,7 @@ from virtue_jax.data.row_choice.published_lengths import PUBLISHED
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.rows import choose, row_groups, stated_needs
 
+ROW_EFFICIENCY = 0.90  # real tokens / slots, below which the command warns
 USAGE = "virtue rows --config configs/NAME.py [--devices N] [--lengths scar|mmeb] [--config.x=y ...]"
 HELP = f"""usage: {USAGE}
 Reads image headers and texts of a sample of the run's data, or takes made-up lengths like SCaR-train's or MMEB-train's
@@ -30,7 +31,7 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"usage: {USAGE}")
     config = from_dict(TrainConfig, given)
     needs, virtue = stated_needs(config, options.lengths)
-    _tell(config, choose(config, needs, virtue, shards=options.devices), Console())
+    tell(config, choose(config, needs, virtue, shards=options.devices), Console())
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -38,7 +39,8 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("lengths", "", ["", *PUBLISHED], "made-up lengths in place of the data's", flag_values=values)
 
 
-def _tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
+def tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
+    """The table, its figures, a warning where rows are not full, and values for a run file."""
     groups = row_groups(chosen)
     table = Table("group", "rows", "slots", "images", "patches", "real tokens", "real patches", "SAM runs used")
     for (name, group), seen in zip(groups.items(), chosen.figures.groups, strict=True):
@@ -54,6 +56,8 @@ def _tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
         f"{figures.longest_wait} steps at most; row efficiency {figures.row_efficiency:.3f}, patch efficiency "
         f"{figures.patch_efficiency:.3f}; {chosen.cost / 1e12:.3g} TFLOP a pair"
     )
+    if figures.row_efficiency < ROW_EFFICIENCY:
+        console.print(_warning(config), soft_wrap=True, highlight=False)
     console.print('\n"rows": {', highlight=False)
     for name, group in groups.items():
         values = ", ".join(f'"{key}": {value!r}' for key, value in _given(group.shape).items())
@@ -61,6 +65,16 @@ def _tell(config: TrainConfig, chosen: Chosen, console: Console) -> None:
             f'    "{name}": {{"shape": {{{values}}}, "rows": {group.rows}}},', soft_wrap=True, highlight=False
         )
     console.print("}", highlight=False)
+
+
+def _warning(config: TrainConfig) -> str:
+    """Why rows may be emptier than they need be, and what changes that."""
+    pairs = config.batch_size // config.data.streams
+    return (
+        f"warning: row efficiency is under {ROW_EFFICIENCY:.2f}. Each of config.data.streams={config.data.streams} "
+        f"streams packs {pairs} of the {config.batch_size} pairs of config.batch_size by itself; fewer streams (not "
+        "fewer than processes), a larger batch or fewer --devices leave more to choose from"
+    )
 
 
 def _given(shape) -> dict:
