@@ -188,5 +188,6 @@ def _check_rows(groups: Mapping[str, RowGroup], mesh: Mesh) -> None:
         least = math.lcm(*(shards * max(1, group.micro_batches) for group in groups.values())) if groups else shards
         raise ValueError(
             f"data.rows ({'; '.join(wrong) or 'none'}): every row group's rows must divide by {shards} (data x fsdp "
-            f"devices) times its micro-batches, e.g. {least}"
+            f"devices) times its micro-batches, e.g. {least}; a run that is resumed keeps its rows: use a mesh whose "
+            "data x fsdp divides them"
         )
