@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import resource
 import subprocess
 import sys
 
@@ -184,6 +185,16 @@ def test_unreadable_rows_are_left_out_listed_and_limited(folder, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(InvalidExample, match=r"10 of the first 11 elements .*bad_rows 0.8 allows; .*cut.png"):
         prepare(JsonlTraining(path), tmp_path / "other", bad_rows=0.8)
+
+
+def test_a_file_that_cannot_be_written_is_an_error(originals, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large; writing .*array_record-00000"):
+            prepare(originals["scenes"], tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
@@ -49,7 +51,8 @@ def prepare(
 
     What depends on chance or on the configuration is settled here: the kind of prompt that each SCaR row carries, which
     rows are grouped by image, and the limit. Image files are kept byte by byte; each is decoded once to be sure of it.
-    Elements that cannot be read are left out, whole, and named in `quarantine.jsonl`.
+    Elements that cannot be read are left out, whole, and named in `quarantine.jsonl`. An image is stored once in each
+    element that shows it: where many rows ask about one image, group them (`SharedImages`).
 
     Args:
         about: kept in the set's metadata, for people.
@@ -63,29 +66,40 @@ def prepare(
     info = dataset_info(directory, {"about": about or {}, "grouped": grouped})
     writer = tfds.core.SequentialWriter(info, elements_per_file, file_format="array_record")
     writer.initialize_splits([SPLIT])
-    made, batch = PreparedSet(), []
     with open(directory / QUARANTINE, "w", errors="backslashreplace") as quarantine:
-        for result in _records(source):
-            if isinstance(result, _Bad):
-                made.bad.append({"element": made.seen, "origin": result.origin, "error": result.error})
-                quarantine.write(json.dumps(made.bad[-1], ensure_ascii=False) + "\n")
-                _check_bad(made, bad_rows)
-            else:
-                batch.append(result.record)
-                made.elements, made.pairs = made.elements + 1, made.pairs + result.pairs
-                made.images += len(result.record["images"])
-            if len(batch) == _BATCH:
-                writer.add_examples({SPLIT: batch})
-                batch = []
-            progress(made.seen)
+        made = _write(source, writer, quarantine, bad_rows, progress)
+    with _told_of_the_disk():
+        writer.close_all()
     if not made.elements:
         raise InvalidExample(f"none of {made.seen} elements can be read; the last: {_last_errors(made) or 'no data'}")
-    writer.add_examples({SPLIT: batch})
-    writer.close_all()
     sizes = _file_sizes(directory, made.elements)
     made.bytes = sum(sizes.values())
     info.metadata.update(elements=made.elements, pairs=made.pairs, bad=len(made.bad), file_bytes=sizes)
     info.write_to_directory(directory)
+    return made
+
+
+def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, progress) -> PreparedSet:
+    made, batch = PreparedSet(), []
+
+    def flush() -> None:
+        with _told_of_the_disk():
+            writer.add_examples({SPLIT: batch})
+        batch.clear()
+
+    for result in _records(source):
+        if isinstance(result, _Bad):
+            made.bad.append({"element": made.seen, "origin": result.origin, "error": result.error})
+            quarantine.write(json.dumps(made.bad[-1], ensure_ascii=False) + "\n")
+            _check_bad(made, bad_rows)
+        else:
+            batch.append(result.record)
+            made.elements, made.pairs = made.elements + 1, made.pairs + result.pairs
+            made.images += len(result.record["images"])
+        if len(batch) == _BATCH:
+            flush()
+        progress(made.seen)
+    flush()
     return made
 
 
@@ -126,6 +140,15 @@ def _records(source: PairSource) -> Iterator[_Good | _Bad]:
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _told_of_the_disk() -> Iterator[None]:
+    """ArrayRecord's failures to write as what they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _check_bad(made: PreparedSet, allowed: float) -> None:
