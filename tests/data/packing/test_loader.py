@@ -118,18 +118,21 @@ def test_impossible_numbers_are_refused(encoder, options, message):
 
 
 WORKERS = """
+import multiprocessing
 import sys
 from words import BROKEN, Words, make_encoder, same, words_loader
 
 def main():
     encoder, source = make_encoder(sys.argv[1]), Words(30, broken=BROKEN)
-    threads, workers = (words_loader(encoder, source, streams=2, worker_count=count) for count in (0, 4))
+    threads, workers = (words_loader(encoder, source, streams=2, worker_count=count) for count in (0, 3))
     assert all(same(next(threads), next(workers)) for _ in range(5))
+    assert len(multiprocessing.active_children()) == 3
     assert threads.get_state() == workers.get_state()
     threads.set_state(workers.get_state())
     assert same(next(threads), next(workers))
     threads.close()
     workers.close()
+    assert not multiprocessing.active_children()
     print("equal")
 
 if __name__ == "__main__":

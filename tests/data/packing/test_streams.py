@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from words import BROKEN, Words, same, take, words_loader
 from virtue_jax.batch import QUERY, TARGET, RowShape
 from virtue_jax.data.example import Example, TrainingPair, VisualPrompt
 from virtue_jax.data.packing.content import content_id
+from virtue_jax.data.packing.streams import Stream, StreamRules, StreamState
 
 
 @pytest.mark.parametrize("stop", range(7))
@@ -140,3 +142,32 @@ def test_too_many_broken_elements_stop_the_run_after_the_steps_before(encoder):
         next(loader)
     loader.close()
     assert len(take(words_loader(encoder, source, streams=1, batch_size=16, bad_rows=0.5), 20)) == 20
+
+
+def test_a_step_has_all_its_streams_read_before_it_waits_for_one_and_never_many_more(encoder):
+    class Asked:
+        """A pool that notes how much it was asked for, and how much of it is not taken yet, at each element taken."""
+
+        asked, taken, first, most = 0, 0, None, 0
+
+        def read(self, number):
+            self.asked += 1
+            self.most = max(self.most, self.asked - self.taken)
+            future = Future()
+            future.set_result(reader[number])
+            future.result = lambda: self.take(Future.result(future))
+            return future
+
+        def take(self, element):
+            self.first = self.first or self.asked
+            self.taken += 1
+            return element
+
+    loader = words_loader(encoder, Words(50))
+    reader, pool = loader.reader, Asked()
+    rules = StreamRules(step_pairs=8, ahead=2, bad_rows=0.5)
+    streams = [Stream(pool, index, 4, StreamState(), rules) for index in range(4)]
+    for _ in range(6):
+        loader._packer.step(streams)
+    assert pool.first >= 4 * 8
+    assert pool.most <= 4 * (8 + 2) + 1

@@ -22,7 +22,8 @@ class ElementOrder:
 
     Every source is shuffled anew each epoch, and each of its rows comes once in an epoch. The sources take turns in
     blocks of about `interleave` pairs: as many rows as hold so many pairs on average. Turns are dealt by weight: the
-    pairs of a source have its share of all pairs; they repeat after a cycle of about 4096 blocks.
+    pairs of a source have its share of all pairs; they repeat after a cycle of about 4096 blocks. `mean_pairs`: of an
+    element.
 
     Args:
         lengths: rows of each source. pairs: pairs in all of them together (default: one a row).
@@ -58,6 +59,7 @@ class ElementOrder:
         for source in turns:
             self._before.append(self._per_cycle[source])
             self._per_cycle[source] += blocks[source]
+        self.mean_pairs = sum(blocks[s] * per_row[s] for s in turns) / self._starts[-1]
         seeds = np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
         self._shuffled = [
             grain.MapDataset.range(n).shuffle(seed=source_seed).repeat()

@@ -1,4 +1,4 @@
-"""Training steps: elements dealt to packing streams, read by Grain, packed by first-fit, made ahead by a thread.
+"""Training steps: elements dealt to packing streams, read in parallel, packed by first-fit, made ahead by a thread.
 
 What stream s of S packs at step t is a function of (sources, seed, S, t) alone: not of the number of processes, threads
 or workers. Element e of the order (`ElementOrder`) goes to stream e mod S, which owns 1/S of the rows of every group.
@@ -18,10 +18,11 @@ from virtue_jax.data.packing.element_order import ElementOrder
 from virtue_jax.data.packing.elements import ElementReader
 from virtue_jax.data.packing.first_fit import Groups
 from virtue_jax.data.packing.layout import PIXELS, check_shape
+from virtue_jax.data.packing.read_pool import ReadPool
 from virtue_jax.data.packing.step_pack import PackReport, RowSizes, StepPacker
-from virtue_jax.data.packing.streams import ReadAhead, Stream, StreamState
+from virtue_jax.data.packing.streams import Stream, StreamRules, StreamState
 
-READ_AHEAD = 64  # encoded elements held before they are needed, over all streams of a process
+READ_AHEAD = 64  # encoded elements held before the step that packs them, over all streams of a process
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def training_loader(
         weights: of the sources, by pairs (default: equal). interleave: pairs taken from one source in a run.
         pixels: dtype in which images travel, "float32" or "uint8".
         bad_rows: share of elements that may be unusable before `next` raises.
-        worker_count: processes that read and encode; 0 = threads of this process. With more, the calling script needs
-            an `if __name__ == "__main__"` guard, and sources and encoder must pickle.
+        worker_count: processes that read and encode, for all streams together; 0 = threads of this process. With
+            more, the calling script needs an `if __name__ == "__main__"` guard, and sources and encoder must pickle.
         prefetch: steps made ahead.
 
     Raises:
@@ -81,9 +82,10 @@ def training_loader(
         interleave=interleave,
     )
     reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed)
-    ahead = _read_ahead(len(own), worker_count, batch_size // streams)
+    ahead = max(1, min(reader.step_pairs, READ_AHEAD // len(own)))
+    rules = StreamRules(reader.step_pairs, ahead, bad_rows, order.mean_pairs)
     packer = StepPacker(of_stream, RowSizes.of(encoder.config, pixels))
-    return TrainingLoader(reader, packer, own, streams, ahead, bad_rows, prefetch)
+    return TrainingLoader(reader, packer, own, streams, rules, worker_count, prefetch)
 
 
 class TrainingLoader(Iterator[StepBatch]):
@@ -95,23 +97,21 @@ class TrainingLoader(Iterator[StepBatch]):
         packer: StepPacker,
         own: tuple[int, ...],
         streams: int,
-        ahead: ReadAhead,
-        bad_rows: float,
+        rules: StreamRules,
+        worker_count: int,
         prefetch: int,
     ):
         self.reader = reader
         self._packer, self._own, self._streams = packer, own, streams
-        self._ahead, self._bad_rows, self._prefetch = ahead, bad_rows, prefetch
+        self._rules, self._worker_count, self._prefetch = rules, worker_count, prefetch
         self._states = {index: StreamState() for index in own}
         self._maker: _Maker | None = None
 
     def __next__(self) -> StepBatch:
         if self._maker is None:
-            streams = [
-                Stream(self.reader, index, self._streams, self._states[index], self._ahead, self._bad_rows)
-                for index in self._own
-            ]
-            self._maker = _Maker(self._packer, streams, self._prefetch)
+            pool = ReadPool(self.reader, self._worker_count)
+            streams = [Stream(pool, index, self._streams, self._states[index], self._rules) for index in self._own]
+            self._maker = _Maker(self._packer, streams, pool, self._prefetch)
         batch, states = self._maker.next()
         self._states = dict(zip(self._own, states, strict=True))
         return batch
@@ -144,8 +144,8 @@ class TrainingLoader(Iterator[StepBatch]):
 class _Maker:
     """Makes steps in a thread, at most `ahead` that nobody has asked for yet."""
 
-    def __init__(self, packer: StepPacker, streams: Sequence[Stream], ahead: int):
-        self._packer, self._streams = packer, streams
+    def __init__(self, packer: StepPacker, streams: Sequence[Stream], reading: ReadPool, ahead: int):
+        self._packer, self._streams, self._reading = packer, streams, reading
         self._room, self._made, self._stop = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
         self._failed: BaseException | None = None
         self._pool = ThreadPoolExecutor(os.cpu_count())
@@ -165,9 +165,8 @@ class _Maker:
         self._stop.set()
         self._room.release()
         self._pool.shutdown(wait=False, cancel_futures=True)  # ends a step that is being written
+        self._reading.close()  # likewise one that waits for elements
         self._thread.join()
-        for stream in self._streams:
-            stream.close()
 
     def _run(self) -> None:
         try:
@@ -194,12 +193,6 @@ def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, 
             f"prefetch={prefetch} must be 1 or more, negatives={negatives}, worker_count={worker_count} 0 or more, "
             f"bad_rows={bad_rows} at least 0 and less than 1"
         )
-
-
-def _read_ahead(own: int, worker_count: int, step_pairs: int) -> ReadAhead:
-    """Threads, workers and buffers of a process shared out to its streams."""
-    elements = max(2, min(step_pairs, READ_AHEAD // own))
-    return ReadAhead(max(1, -(-(os.cpu_count() or 1) // own)), -(-worker_count // own), elements)
 
 
 def _stream_state(state: dict, index: int, streams: int) -> StreamState:

@@ -77,6 +77,8 @@ class StepPacker:
         pairs = waiting = 0
         bad = []
         for stream in streams:
+            stream.ask()
+        for stream in streams:
             candidates = stream.candidates()
             packed = self._place(candidates, rows)
             stream.placed(packed)

@@ -1,0 +1,43 @@
+"""Elements read by the threads or worker processes of a process, which serve all its packing streams."""
+
+import multiprocessing
+import os
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+from virtue_jax.data.packing.elements import BadElement, Element, ElementReader
+
+_reader: ElementReader | None = None  # of a worker process
+
+
+class ReadPool:
+    """Reads elements in the order asked for, as many at a time as there are threads, or `workers` if not 0.
+
+    Threads and processes start as they are first needed. `close` ends them, and cancels what nobody has begun to read.
+    """
+
+    def __init__(self, reader: ElementReader, workers: int = 0):
+        self._executor: Executor
+        if workers:
+            # Spawned: JAX's threads do not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(workers, context, _start_worker, (reader,))
+            self._read = _read_in_worker
+        else:
+            self._executor = ThreadPoolExecutor(os.cpu_count(), "reading")
+            self._read = reader.__getitem__
+        self._workers = workers
+
+    def read(self, number: int) -> "Future[Element | BadElement]":
+        return self._executor.submit(self._read, number)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=bool(self._workers), cancel_futures=True)
+
+
+def _start_worker(reader: ElementReader) -> None:
+    global _reader
+    _reader = reader
+
+
+def _read_in_worker(number: int) -> Element | BadElement:
+    return _reader[number]
