@@ -56,7 +56,7 @@ def _point() -> dict:
             "hard_negatives": 3,
             "share_images": 4,
         },
-        "steps": 900,
+        "steps": 750,
         "batch_size": 48,
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 50, "decay": "linear", "weight_decay": 0.01},
     }
