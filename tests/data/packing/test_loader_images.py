@@ -8,6 +8,7 @@ import pytest
 from words import SIZES, make_encoder
 
 from virtue_jax.batch import NO_TOKEN, QUERY, RowShape
+from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from virtue_jax.data.example import Example, TrainingPair
 from virtue_jax.data.packing.loader import training_loader
 from virtue_jax.data.packing.validate import validate
@@ -129,6 +130,23 @@ def test_grey_levels_travel_where_asked_for(encoder, scenes):
     for name, array in exact.groups[0]._asdict().items():
         if name not in ("patches", "sam_images"):
             np.testing.assert_array_equal(array, getattr(grey.groups[0], name))
+    # What the model makes of grey levels is within a rounding of the exact input.
+    given = (exact.groups[0].prompt_labels != NO_TOKEN).any((1, 2))
+    levels = grey.groups[0].sam_images[given, 0] / np.float32(255)
+    normalised = (levels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    assert given.any() and np.abs(normalised - exact.groups[0].sam_images[given, 0]).max() < 0.51 / 255 / 0.22
+
+
+def test_elements_read_for_grey_levels_hold_sams_input_and_not_the_picture(encoder, scenes):
+    loaders = {p: loader_of(encoder, ScarTraining(scenes), pixels=p) for p in ("float32", "uint8")}
+    exact, grey = (loader.reader[0].items[0][0].example.images[0] for loader in loaders.values())
+    assert exact.sam.shape == (96, 96, 3) and grey.sam.shape == (64, 64, 3) and grey.sam.base is None
+    first, second = np.empty((2, 64, 64, 3), np.uint8)
+    exact.write_sam(first)
+    grey.write_sam(second)
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(ValueError, match=r"encoded as uint8.*asked for as float32"):
+        grey.write_sam(np.empty((64, 64, 3), np.float32))
 
 
 def test_an_image_that_is_only_read_takes_no_sam_run(encoder, png, noise):

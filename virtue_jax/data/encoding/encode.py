@@ -24,7 +24,8 @@ class EncodedImage:
     key: the same for the same file or the same bytes; images of one key are stored once in a row.
     size: (H, W) of the image as stored. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
     columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
-    this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen").
+    this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen"). sam_resized: sam is
+    SAM-2's input already, in grey levels uint8[S, S, 3].
     """
 
     key: str
@@ -34,6 +35,7 @@ class EncodedImage:
     grid: tuple[int, int]
     sam: np.ndarray | None = None
     sam_normalised: bool = False
+    sam_resized: bool = False
 
     @property
     def vision_tokens(self) -> int:
@@ -47,8 +49,19 @@ class EncodedImage:
             normalise_patches(self.patches, out)
 
     def write_sam(self, out: np.ndarray) -> None:
-        """SAM-2's input into [S, S, 3]: rounded grey levels where that is uint8, normalised where it is float32."""
-        if out.dtype == np.uint8:
+        """SAM-2's input into [S, S, 3]: rounded grey levels where that is uint8, normalised where it is float32.
+
+        Raises:
+            ValueError: `sam_resized`, which is rounded, into anything else than uint8 of its size.
+        """
+        if self.sam_resized:
+            if (out.dtype, out.shape) != (self.sam.dtype, self.sam.shape):
+                raise ValueError(
+                    f"image {self.key}: SAM-2's input was encoded as {self.sam.dtype}{list(self.sam.shape)}, asked "
+                    f"for as {out.dtype}{list(out.shape)}; encode with the `pixels` and the model that it is packed for"
+                )
+            out[...] = self.sam
+        elif out.dtype == np.uint8:
             sam_levels(self.sam, len(out), out)
         else:
             sam_image(normalise(self.sam) if self.sam_normalised else self.sam, len(out), out)
@@ -92,17 +105,24 @@ class ExampleEncoder:
         self.tokenizer = tokenizer
 
     def encode(
-        self, example: Example, *, segmentation: bool = True, shared: dict[str, EncodedImage] | None = None
+        self,
+        example: Example,
+        *,
+        segmentation: bool = True,
+        shared: dict[str, EncodedImage] | None = None,
+        pixels: str = "float32",
     ) -> EncodedExample:
         """Reads and prepares everything of an example. Without `segmentation`: the plain Qwen2-VL embedder of the same
         text (a prompt is still checked, and its coordinates still written by the template). shared: images by key that
         earlier calls prepared and later ones may take; given the same dict, examples of one row read an image once.
+        pixels: dtype that images are packed in; for "uint8" SAM-2's input is resized here, and the picture, which may
+        be far larger, is not kept.
 
         Raises:
             InvalidExample: whatever is wrong with the images, the prompt or the text; names `example.origin`.
         """
         compat = self.config.compat
-        images, order = self._images(example, segmentation, {} if shared is None else shared)
+        images, order = self._images(example, segmentation, {} if shared is None else shared, pixels)
         size = images[0].size if images else None
         prompt = self._prompt(example, size) if images else None
         tokens, spans = self._tokens(example, size, [images[i] for i in order])
@@ -141,7 +161,9 @@ class ExampleEncoder:
             origin=example.origin,
         )
 
-    def _images(self, example: Example, segmentation: bool, shared: dict) -> tuple[tuple[EncodedImage, ...], list[int]]:
+    def _images(
+        self, example: Example, segmentation: bool, shared: dict, pixels: str
+    ) -> tuple[tuple[EncodedImage, ...], list[int]]:
         """The example's distinct images, and for each place in `example.images` which of them stands there."""
         keys = [image_key(source) for source in example.images]
         distinct = list(dict.fromkeys(keys))
@@ -149,15 +171,18 @@ class ExampleEncoder:
             with_sam = segmentation and number == 0
             if key not in shared or (with_sam and shared[key].sam is None):
                 source = example.images[keys.index(key)]
-                shared[key] = self._image(source, key, example.origin, with_sam)
+                shared[key] = self._image(source, key, example.origin, with_sam, pixels)
         return tuple(shared[key] for key in distinct), [distinct.index(key) for key in keys]
 
-    def _image(self, source, key: str, origin: str, with_sam: bool) -> EncodedImage:
-        pixels = load_image(source, origin)
-        qwen = qwen_image(pixels, self.config, origin)
+    def _image(self, source, key: str, origin: str, with_sam: bool, pixels: str) -> EncodedImage:
+        picture = load_image(source, origin)
+        qwen = qwen_image(picture, self.config, origin)
         normalised = self.config.compat.sam_source == "qwen"
-        sam = (qwen.pixels if normalised else pixels) if with_sam else None
-        return EncodedImage(key, pixels.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised)
+        sam = (qwen.pixels if normalised else picture) if with_sam else None
+        resized = with_sam and pixels == "uint8"
+        if resized:
+            sam = sam_levels(sam, self.config.sam2.image_size)
+        return EncodedImage(key, picture.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
 
 
 def image_key(source: str | os.PathLike | bytes) -> str:

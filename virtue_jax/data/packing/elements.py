@@ -46,6 +46,7 @@ class ElementReader:
 
     groups: the rows that one stream has in a step; step_pairs: the pairs that it has at most. negatives: hard negatives
     per pair; of a pair that has more, others are drawn each time, and likewise of positives beyond what rows can hold.
+    pixels: dtype that images are packed in.
     """
 
     sources: Sequence[PairSource]
@@ -55,6 +56,7 @@ class ElementReader:
     step_pairs: int
     negatives: int = 0
     seed: int = 0
+    pixels: str = "float32"
 
     def __getitem__(self, number: int) -> Element | BadElement:
         ref = self.order[number]
@@ -74,10 +76,11 @@ class ElementReader:
             most = max(shape.positives for shape, _ in self.groups)
             positives = self._draw(pair.positives, most, (number, place, 1))
             negatives = self._draw(pair.negatives, self.negatives, (number, place))
-            query = self.encoder.encode(pair.query, shared=shared)
+            query = self.encoder.encode(pair.query, shared=shared, pixels=self.pixels)
             queries.append(Segment(query, Label.query(*dict.fromkeys(map(content_id, positives)))))
             for target in (*positives, *negatives):
-                items.append((Segment(self.encoder.encode(target, shared=shared), Label.target(content_id(target))),))
+                encoded = self.encoder.encode(target, shared=shared, pixels=self.pixels)
+                items.append((Segment(encoded, Label.target(content_id(target))),))
         items = [*self._rows_of(queries), *items]
         element = Element(number, len(pairs), tuple(items), tuple(map(item_need, items)))
         self._check(element, pairs[0].query.origin)

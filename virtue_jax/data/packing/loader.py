@@ -81,7 +81,7 @@ def training_loader(
         weights=weights,
         interleave=interleave,
     )
-    reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed)
+    reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed, pixels)
     ahead = max(1, min(reader.step_pairs, READ_AHEAD // len(own)))
     rules = StreamRules(reader.step_pairs, ahead, bad_rows, order.mean_pairs)
     packer = StepPacker(of_stream, RowSizes.of(encoder.config, pixels))
