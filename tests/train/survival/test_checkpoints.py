@@ -15,6 +15,7 @@ from virtue_jax.train.optimizer import OptimizerConfig, make_optimizer
 from virtue_jax.train.step import TrainState
 from virtue_jax.train.survival.checkpoints import RunCheckpoints
 from virtue_jax.train.survival.disk import DiskFull  # noqa: F401 (named by a subprocess)
+from virtue_jax.train.survival.readable import read_share
 
 CONFIG = {"steps": 10, "data": {"path": "here"}}
 OPTIMIZER = make_optimizer(OptimizerConfig(warmup_steps=1), steps=10)
@@ -132,6 +133,19 @@ def test_a_damaged_newest_checkpoint_is_said_kept_aside_and_the_one_before_used(
     with RunCheckpoints(saved, keep=2, identity=CONFIG, frozen="f00d") as checkpoints:  # its place is free again
         checkpoints.save(state_at(6), position(6), step=6)
     assert int(restore(saved).state.step) == 6
+
+
+def test_processes_together_read_every_array_before_they_restore(saved):
+    shares = [read_share(saved / "step_6" / "state", number, 2) for number in range(2)]
+    whole = read_share(saved / "step_6" / "state", 0, 1)
+    assert sorted(shares[0] + shares[1]) == whole and len(whole) == len(jax.tree.leaves(state_at(6)))
+
+
+@pytest.mark.parametrize("damage", [cut_a_file, emptied], ids=["cut file", "empty folder"])
+def test_one_process_alone_finds_what_it_cannot_read(saved, damage):
+    damage(saved / "step_6")
+    with pytest.raises((ValueError, OSError)):
+        read_share(saved / "step_6" / "state", 0, 1)
 
 
 def test_damage_everywhere_is_an_error_and_touches_nothing(saved):

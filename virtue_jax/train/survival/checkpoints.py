@@ -20,10 +20,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
+from virtue_jax.parallel.processes import barrier, gather_bytes, is_alone, is_leader, process_number
 from virtue_jax.train.step import TrainState
 from virtue_jax.train.survival.digest import tree_digest
 from virtue_jax.train.survival.disk import told_of_the_disk
+from virtue_jax.train.survival.readable import read_json, read_share
 
 DAMAGED = "damaged"
 
@@ -33,6 +34,10 @@ class Restored(NamedTuple):
 
     state: TrainState
     data: dict
+
+
+class OtherDigest(ValueError):
+    """What was restored is not what was saved; all processes find it alike."""
 
 
 class RunCheckpoints:
@@ -52,6 +57,7 @@ class RunCheckpoints:
         logging.getLogger("absl").addFilter(_said_by_us)
         with self._told("the checkpoints"):
             self._manager = ocp.CheckpointManager(epath.Path(self._directory), options=options)
+        self._there = self._listed()
 
     def save(self, state: TrainState, data: dict, *, step: int) -> None:
         """Returns when the state is copied; writing goes on behind. A step that is there already is left.
@@ -61,7 +67,7 @@ class RunCheckpoints:
         Raises:
             OSError: this or an earlier checkpoint could not be written; names the folder and the remedy.
         """
-        if step in self._manager.all_steps():
+        if step in self._there:
             return
         self.wait()  # so that what went wrong is said of the checkpoint that it went wrong with
         self._writing = step
@@ -78,6 +84,7 @@ class RunCheckpoints:
                 meta=ocp.args.JsonSave(meta),
             )
             self._manager.save(step, args=args, force=True)
+        self._there.add(step)
 
     def wait(self) -> None:
         """Returns when what was saved is written. Raises as `save`."""
@@ -99,11 +106,11 @@ class RunCheckpoints:
             ValueError: a checkpoint of another configuration or of other frozen weights, or none that is whole.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            meta, problem = self._read(step, lambda step=step: self._meta(step))
+        for step in sorted(self._there, reverse=True):
+            meta, problem = self._read(lambda step=step: self._meta(step))
             if problem is None:
                 self._refuse_another_run(step, meta)
-                restored, problem = self._read(step, lambda step=step, meta=meta: self._restore(step, abstract, meta))
+                restored, problem = self._restored(step, abstract, meta)
             if problem is None:
                 self._set_aside(damaged)
                 age = _age(time.time() - meta["time"])
@@ -118,23 +125,50 @@ class RunCheckpoints:
             )
         return None
 
+    def _listed(self) -> set[int]:
+        """The steps that the leader finds, the same on all processes."""
+        return set(json.loads(gather_bytes(json.dumps(sorted(self._manager.all_steps())).encode())[0]))
+
     def _meta(self, step: int) -> dict:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """Of a checkpoint that this process can read, as far as one process can tell."""
+        folder = self._directory / f"step_{step}"
+        meta = read_json(folder / "meta" / "metadata")
         missing = {"config", "frozen", "state", "time"} - set(meta)
         if missing:
             raise ValueError(f"meta lacks {sorted(missing)}")
+        if not is_alone():
+            read_json(folder / "data" / "metadata")
+            read_share(folder / "state", jax.process_index(), jax.process_count())
         return meta
+
+    def _restored(self, step: int, abstract: TrainState, meta: dict) -> tuple:
+        """As `_read`, but of what all processes do together: one that fails alone ends, since the others wait for it.
+
+        Raises:
+            OSError: several processes, and this one failed.
+        """
+        if is_alone():
+            return self._read(lambda: self._restore(step, abstract, meta))
+        try:
+            return self._restore(step, abstract, meta), None
+        except OtherDigest as error:
+            return None, first_line(error)
+        except Exception as error:
+            raise OSError(
+                f"{self._directory / f'step_{step}'} could be read, but process {process_number()} cannot restore it: "
+                f"{first_line(error)}; if a new start fails too, move that folder away to go on from the one before"
+            ) from error
 
     def _restore(self, step: int, abstract: TrainState, meta: dict) -> Restored:
         parts = {"state": ocp.args.StandardRestore(abstract._asdict()), "data": ocp.args.JsonRestore()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**parts))
         found = tree_digest(restored["state"])
         if found != meta["state"]:
-            raise ValueError(f"the state has digest {found}, it was saved with {meta['state']}")
+            raise OtherDigest(f"the state has digest {found}, it was saved with {meta['state']}")
         return Restored(TrainState(**restored["state"]), restored["data"])
 
-    def _read(self, step: int, read: Callable) -> tuple:
-        """(what was read, None) or (None, what is wrong), the same on all processes."""
+    def _read(self, read: Callable) -> tuple:
+        """(what was read, None) or (None, what is wrong), the same on all processes, each of which reads for itself."""
         value, problem = None, ""
         try:
             value = read()
@@ -170,6 +204,7 @@ class RunCheckpoints:
             self._say(f"moved {folder} to {aside}")
         barrier("damaged checkpoints are aside")
         self._manager.reload()
+        self._there = self._listed()
 
     @contextmanager
     def _told(self, what: str):
