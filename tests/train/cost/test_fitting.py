@@ -11,7 +11,7 @@ import survival_run
 from virtue_jax.config import Numerics, from_dict
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.cost.fitting import fitted_setup
+from virtue_jax.train.cost.fitting import _least_memory, _without_memory, fitted_setup
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,18 @@ def fitted():
 
 def test_where_memory_is_unknown_nothing_is_chosen(fitted):
     made, lines = fitted(0.0)
-    assert made.numerics.remat == "auto" and not lines
+    assert made.numerics.remat == "auto" and "cpu devices do not say how much memory" in lines[0]
     assert {group.micro_batches for group in made.data.rows.values()} == {0}
+
+
+def test_the_process_with_the_least_memory_decides_for_all(monkeypatch):
+    monkeypatch.setattr("virtue_jax.train.cost.fitting.gather_bytes", lambda mine: [b"9000", mine, b"5000"])
+    assert _least_memory(make_mesh(MeshConfig())) == 5000
+
+
+def test_accelerators_without_a_known_memory_are_refused():
+    with pytest.raises(ValueError, match=r"set config\.memory_gib"):
+        _without_memory("axelerator", print)
 
 
 def test_little_memory_is_met_by_micro_batches_and_the_choice_is_told(fitted):
