@@ -17,9 +17,9 @@ from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceCon
 from virtue_jax.train.optimizer import OptimizerConfig
 
 IMAGE_ROW = RowShape(
-    slots=32, examples=3, positives=1, vision_rows=2, patches=8, images=2, prompts=2, points=3, masks=False
+    slots=32, examples=3, positives=2, vision_rows=2, patches=8, images=2, prompts=2, points=3, masks=False
 )
-TEXT_ROW = RowShape(slots=24, examples=4)
+TEXT_ROW = RowShape(slots=24, examples=4, positives=2)
 
 
 def geometry(dropout: float = 0.1) -> VirtueConfig:
@@ -63,9 +63,11 @@ def row_groups(config: TrainConfig, virtue: VirtueConfig, seed: int = 0) -> tupl
             target_group, row, place = free[order[number % len(free)]]
             if number < len(free):
                 groups[target_group].content[row, place] = number
+            groups[g].positives[r, k, 1] = (number * 7) % len(queries) if number % 3 == 0 else -1
     for number, place in enumerate(order[len(queries) :]):
         g, r, k = free[place]
-        groups[g].content[r, k] = 10_000 + number  # hard negatives
+        # Hard negatives; and, here and there, a positive again, which other dropout makes another embedding.
+        groups[g].content[r, k] = number if number % 2 else 10_000 + number
     return tuple(groups)
 
 

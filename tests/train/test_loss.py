@@ -21,7 +21,8 @@ def slots(rng, sides, contents, valid=None, extra=()):
     for slot, content in extra:
         positives[slot, 1] = content
     valid = np.ones(len(sides), bool) if valid is None else np.asarray(valid, bool)
-    return Slots(z, sides, np.where(sides == C, contents, -1).astype(np.int32), positives, valid)
+    contents = np.where(sides == C, contents, -1).astype(np.int32)
+    return Slots(z, sides, contents, positives, valid, np.arange(len(sides), dtype=np.int32))
 
 
 def to_targets(s: Slots, z, mask=True):
@@ -97,6 +98,21 @@ def test_gradient_is_finite_and_right(case, kind):
     direction, step = np.random.default_rng(2).standard_normal(grad.shape), 1e-4
     ahead, behind = (defined(s, s.embeddings + sign * step * direction, CONFIGS[kind]) for sign in (1, -1))
     np.testing.assert_allclose((grad * direction).sum(), (ahead - behind) / (2 * step), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_order_in_which_slots_arrive_changes_nothing(kind):
+    s = slots(np.random.default_rng(7), *CASES["a hard negative that is somebody's positive"])
+    shuffled = Slots(*(x[np.random.default_rng(8).permutation(len(s.side))] for x in s))
+    share, expected = (contrastive_loss(x, T, CONFIGS[kind])[0] for x in (shuffled, s))
+    np.testing.assert_allclose(share, expected, rtol=1e-6)
+
+
+def test_similarities_are_asked_for_in_full_precision():
+    s = slots(np.random.default_rng(9), *CASES["pairs"])
+    program = jax.jit(lambda z: contrastive_loss(s._replace(embeddings=z), T, PLAIN)[0]).lower(s.embeddings).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert products and all("HIGHEST" in line for line in products)
 
 
 def test_invalid_slots_get_no_gradient():

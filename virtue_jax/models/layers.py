@@ -97,14 +97,16 @@ def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: str =
         layer_state, extra = layer
         return apply(nnx.merge(graphdef, layer_state), carry, extra), carry if collect else None
 
-    x, inputs = lax.scan(rematerialised(body, remat), x, (state, per_layer))
+    x, inputs = lax.scan(rematerialised(body, remat, in_loop=True), x, (state, per_layer))
     return (x, inputs) if collect else x
 
 
-def rematerialised(body: Callable, remat: str) -> Callable:
-    """`body`, keeping for its backward pass what `Numerics.remat` says."""
+def rematerialised(body: Callable, remat: str, *, in_loop: bool = False) -> Callable:
+    """`body`, keeping for its backward pass what `Numerics.remat` says. In a loop, the compiler cannot merge what is
+    computed again with what was, and need not be kept from it."""
     if remat == "layer":
-        return jax.checkpoint(body)
+        return jax.checkpoint(body, prevent_cse=not in_loop)
     if remat == "dots":
-        return jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(body, policy=policy, prevent_cse=not in_loop)
     return body

@@ -1,5 +1,6 @@
 """VIRTUE assembled: image towers -> segmentation and vision tokens -> language model -> one vector per example."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -26,10 +27,24 @@ class TowerOutputs(NamedTuple):
     fused: jax.Array | None
 
 
+def _as_its_dtype_says(method):
+    """float32 computes in float32: by default matrix units round its factors to bfloat16 (TPU) or TF32 (GPU)."""
+
+    @functools.wraps(method)
+    def run(self, *args):
+        if self.numerics.compute != "float32":
+            return method(self, *args)
+        with jax.default_matmul_precision("highest"):
+            return method(self, *args)
+
+    return run
+
+
 class Virtue(nnx.Module):
     """The embedder of arXiv 2510.00523. `towers` is frozen in the published recipe; `embed` holds all that trains."""
 
     def __init__(self, config: VirtueConfig, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.numerics = numerics
         self.sam2 = Sam2(config.sam2, numerics=numerics, rngs=rngs)
         self.connector = Connector(config, numerics=numerics, rngs=rngs)
         self.vision = QwenVision(config.vision, numerics=numerics, rngs=rngs)
@@ -37,6 +52,7 @@ class Virtue(nnx.Module):
         if config.adapter is not None:
             adapt(self.text, config.adapter, numerics=numerics, rngs=rngs)
 
+    @_as_its_dtype_says
     def towers(self, batch: Batch) -> TowerOutputs:
         """Runs each image once through both towers and each prompt once through SAM-2's two-way transformer."""
         vision = fused = None
@@ -70,6 +86,7 @@ class Virtue(nnx.Module):
         config = self.sam2.config
         return config.embedding_size, config.embedding_size, config.d_model
 
+    @_as_its_dtype_says
     def embed(self, batch: Batch, towers: TowerOutputs, keys: jax.Array | None = None):
         """float32[R, K, hidden]: each example's last-token hidden state, L2-normalised; undefined where not `valid`.
 

@@ -17,6 +17,11 @@ def total(tree, axis: Axis):
     return tree if axis is None else lax.psum(tree, axis)
 
 
+def size(axis: Axis) -> int:
+    """How many devices there are along the axis."""
+    return 1 if axis is None else lax.axis_size(axis)
+
+
 def position(axis: Axis) -> jax.Array:
     """int32[]: this device's place along the axis."""
     return jnp.zeros((), jnp.int32) if axis is None else lax.axis_index(axis)

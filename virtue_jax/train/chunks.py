@@ -36,4 +36,5 @@ def encode_in_chunks(encode: Callable, inputs, chunks: int):
     """
     if chunks == 1:
         return encode(inputs)
-    return join_chunks(lax.map(jax.checkpoint(encode), split_chunks(inputs, chunks)))
+    # In a loop nothing can be merged with what is computed again, so that no barriers against it are needed.
+    return join_chunks(lax.map(jax.checkpoint(encode, prevent_cse=False), split_chunks(inputs, chunks)))

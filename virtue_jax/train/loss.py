@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from virtue_jax.batch import QUERY, TARGET
-from virtue_jax.parallel.collective import Axis, gather, position, total
+from virtue_jax.parallel.collective import Axis, gather, total
 from virtue_jax.parallel.constrain import ROWS, constrain
 
 _NEVER = -1e9  # finite, so that a masked logit has a zero and not a NaN gradient
+_LAST = jnp.iinfo(jnp.int32).max
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class LossConfig:
 
 class Slots(NamedTuple):
     """Embedding slots of this device's rows: embeddings float32[S, D] unit length; side, content int32[S];
-    positives int32[S, A]; valid bool[S] (`virtue_jax/batch.py`)."""
+    positives int32[S, A]; valid bool[S] (`virtue_jax/batch.py`). place int32[S]: number of the slot in the whole batch,
+    the same on every mesh, by which the first of several equal contents is told."""
 
     embeddings: jax.Array
     side: jax.Array
     content: jax.Array
     positives: jax.Array
     valid: jax.Array
+    place: jax.Array
 
     @property
     def is_query(self):
@@ -82,15 +85,19 @@ def _to_targets(slots: Slots, targets: Slots, temperature, config: LossConfig, a
     content = jnp.where(targets.is_target, targets.content, -2)
     similarity = _similarity(z, targets.embeddings)
     match = _matches(wanted, content)  # [A][S, T]
+
+    def first(each):
+        return jnp.argmin(jnp.where(each, targets.place, _LAST), axis=1)
+
     same = jnp.zeros_like(match[0])
     for each in match:
-        same |= each if config.mask_duplicates else jax.nn.one_hot(_first(each), len(content), dtype=bool) & each
+        same |= each if config.mask_duplicates else jax.nn.one_hot(first(each), len(content), dtype=bool) & each
     negative = targets.is_target[None, :] & ~same
     hardest = jnp.where(negative, similarity, _NEVER)
     against = jax.nn.logsumexp(hardest / temperature, axis=1)
     has = jnp.stack([each.any(axis=1) for each in match], axis=1)  # [S, A]
     # A row-wise dot product, not a gather from `similarity`: it differentiates into rows, not into a whole matrix.
-    positive = jnp.stack([jnp.sum(z * targets.embeddings[_first(each)], axis=-1) for each in match], axis=1)
+    positive = jnp.stack([jnp.sum(z * targets.embeddings[first(each)], axis=-1) for each in match], axis=1)
     per_positive = jax.nn.softplus(against[:, None] - positive / temperature)
     per_query = _mean(per_positive, has, axis=1)
 
@@ -121,25 +128,22 @@ def _to_queries(slots: Slots, queries: Slots, temperature, axis: Axis):
     negative = queries.is_query[None, :] & ~match
     against = jax.nn.logsumexp(jnp.where(negative, similarity, _NEVER) / temperature, axis=1)
     per_target = _mean(jax.nn.softplus(against[:, None] - similarity / temperature), match, axis=1)
-    place = position(axis) * len(content) + jnp.arange(len(content))
-    earlier = jnp.arange(len(queries.content))[None, :] < place[:, None]
+    earlier = queries.place[None, :] < slots.place[:, None]
     repeated = (earlier & queries.is_target[None, :] & (queries.content[None, :] == content[:, None])).any(axis=1)
     counted = match.any(axis=1) & ~repeated
     return jnp.sum(jnp.where(counted, per_target, 0.0)) / jnp.maximum(total(counted.sum(), axis), 1)
 
 
 def _similarity(rows, columns):
-    """float32[S, T]: rows stay on their devices; memory grows as the local rows times all columns."""
-    product = jnp.einsum("sd,td->st", rows, columns.astype(jnp.float32), preferred_element_type=jnp.float32)
-    return constrain(product, ROWS)
+    """float32[S, T]: rows stay on their devices; memory grows as the local rows times all columns.
+
+    In full precision: matrix units would round to bfloat16 first, which at a temperature of 0.02 shows.
+    """
+    return constrain(jnp.einsum("sd,td->st", rows, columns.astype(jnp.float32), precision="highest"), ROWS)
 
 
 def _matches(wanted, content) -> list[jax.Array]:
     return [constrain(wanted[:, a, None] == content[None, :], ROWS) for a in range(wanted.shape[1])]
-
-
-def _first(match):
-    return jnp.argmax(match, axis=1)
 
 
 def _mean(x, where, axis: int):

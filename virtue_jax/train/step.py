@@ -16,7 +16,7 @@ from virtue_jax.batch import Batch
 from virtue_jax.models.lora import hold_norms
 from virtue_jax.models.parameters import bind
 from virtue_jax.models.virtue import TowerOutputs, Virtue
-from virtue_jax.parallel.collective import Axis, position, total
+from virtue_jax.parallel.collective import Axis, position, size, total
 from virtue_jax.train.chunks import encode_in_chunks
 from virtue_jax.train.loss import LossConfig, Slots, contrastive_loss
 
@@ -63,7 +63,12 @@ def encode_towers(model: Virtue, groups: Sequence[Batch], config: StepConfig) ->
 
 
 def encode_groups(
-    model: Virtue, groups: Sequence[Batch], towers: Sequence[TowerOutputs] | None, keys: Sequence, config: StepConfig
+    model: Virtue,
+    groups: Sequence[Batch],
+    towers: Sequence[TowerOutputs] | None,
+    keys: Sequence,
+    config: StepConfig,
+    axis: Axis = None,
 ) -> Slots:
     """Embeds every row group, each in its number of micro-batches, and lines all slots up.
 
@@ -72,14 +77,14 @@ def encode_groups(
     """
     if config.hold_norms:
         hold_norms(model.text)
-    slots = []
+    slots, places = [], slot_places(groups, axis)
     for i, (batch, count, key) in enumerate(zip(groups, config.chunks, keys, strict=True)):
         if towers is None:
             z = encode_in_chunks(lambda item: model(*item), (batch, key), count)
         else:
             inputs = (without_pixels(batch), towers[i], key)
             z = encode_in_chunks(lambda item: model.embed(*item), inputs, count)
-        facts = (batch.side, batch.content, batch.positives, batch.valid)
+        facts = (batch.side, batch.content, batch.positives, batch.valid, places[i])
         slots.append(Slots(*(x.reshape(-1, *x.shape[2:]) for x in (z, *facts))))
     return Slots(*(jnp.concatenate(parts) for parts in zip(*slots, strict=True)))
 
@@ -96,6 +101,18 @@ def dropout_keys(seed: int, step: jax.Array, groups: Sequence[Batch], axis: Axis
     return [of(number, len(batch.tokens)) for number, batch in enumerate(groups)]
 
 
+def slot_places(groups: Sequence[Batch], axis: Axis) -> list[jax.Array]:
+    """int32[R, K] per row group: the slots' numbers in the whole batch, group after group, row after row."""
+    places, before = [], 0
+    parts = size(axis)
+    for batch in groups:
+        rows, examples = batch.pool.shape
+        row = position(axis) * rows + jnp.arange(rows)
+        places.append(before + row[:, None] * examples + jnp.arange(examples))
+        before += parts * rows * examples
+    return places
+
+
 def loss_and_gradients(model: Virtue, config: StepConfig, axis: Axis) -> Callable:
     """gradients(trainable, step, frozen, groups, towers) -> ({path: gradient}, metrics), both of the whole batch."""
 
@@ -103,7 +120,7 @@ def loss_and_gradients(model: Virtue, config: StepConfig, axis: Axis) -> Callabl
         weights = {path: x for path, x in trainable.items() if path != LOG_TEMPERATURE}
         bound = bind(model, {**frozen, **weights})
         keys = dropout_keys(config.seed, step, groups, axis)
-        slots = encode_groups(bound, groups, towers if config.frozen_towers else None, keys, config)
+        slots = encode_groups(bound, groups, towers if config.frozen_towers else None, keys, config, axis)
         learnt = trainable.get(LOG_TEMPERATURE)
         temperature = config.loss.temperature if learnt is None else jnp.exp(learnt)
         value, metrics = contrastive_loss(slots, temperature, config.loss, axis)
