@@ -1,7 +1,7 @@
 """python -m benchmarks.prepared_reads --workdir DIR [--images N] (in tests/): elements a second, at random.
 
 The same scenes as original files (parquet rows, a JPEG file an image) and as `virtue prepare` writes them, one pair an
-element and up to 4 on one image; by 1 and 2 threads; with the files in the page cache and, first, dropped from it.
+element and up to 4 on one image; with the files in the page cache and, first, dropped from it.
 "read" ends with the encoded bytes of every image in memory, "decode" with their pixels.
 """
 
@@ -37,12 +37,13 @@ def decode(image: str | bytes) -> int:
     return load_image(image, "").size
 
 
-def rate(source: PairSource, take: Callable, threads: int, order: list[int]) -> float:
-    """Elements a second."""
-    start = time.perf_counter()
+def rate(source: PairSource, take: Callable, threads: int, order: list[int]) -> dict[str, int]:
+    """Elements a second, and microseconds of CPU time for one."""
+    start, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda row: [take(image) for image in images_of(source[row])], order, chunksize=16))
-    return len(order) / (time.perf_counter() - start)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {"per s": round(len(order) / seconds), "CPU us": round(cpu / len(order) * 1e6)}
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -66,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     originals, sources = written(args.workdir, args.images)
     for name, source in sources.items():
@@ -78,14 +80,14 @@ def main() -> None:
             print(json.dumps({"prepared": name, "elements": made.elements, "MiB": made.bytes >> 20, "s": seconds}))
         order = list(range(len(source)))
         random.Random(0).shuffle(order)
-        for threads in (1, 2):
+        for threads in args.threads:
             for kind, place in (("files", originals), ("prepared", folder)):
                 drop_from_cache(place)
                 rates = {}
                 for what, take in (("read, cold", read), ("read", read), ("decode", decode)):
                     opened = source if kind == "files" else PreparedTraining(folder)
                     opened[0]
-                    rates[what] = round(rate(opened, take, threads, order))
+                    rates[what] = rate(opened, take, threads, order)
                 print(json.dumps({"element": name, "from": kind, "threads": threads} | rates), flush=True)
 
 

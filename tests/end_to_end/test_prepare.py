@@ -60,7 +60,7 @@ def test_a_failed_preparation_leaves_nothing(scenes, tmp_path, fails):
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = f"--config.data.sources.scenes.path={tmp_path}/bad.jsonl", "--config.data.sources.scenes.kind=jsonl"
     said = fails("prepare", *tiny_run.COMMAND, *given, "--out", tmp_path / "out")
-    assert said.startswith("source 'scenes': 10 of the first 10 elements cannot be read") and "9.png" in said
+    assert said.startswith("source 'scenes': 10 of the first 10 pairs cannot be read") and "9.png" in said
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 

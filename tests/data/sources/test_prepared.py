@@ -183,8 +183,28 @@ def test_unreadable_rows_are_left_out_listed_and_limited(folder, tmp_path):
         assert why in bad["error"] and bad["origin"] in bad["error"]
     path.write_text("\n".join([lines[0], *[lines[1]] * 10]) + "\n")
     (tmp_path / "other").mkdir()
-    with pytest.raises(InvalidExample, match=r"10 of the first 11 elements .*bad_rows 0.8 allows; .*cut.png"):
+    with pytest.raises(InvalidExample, match=r"10 of the first 11 pairs .*bad_rows 0.8 allows; .*cut.png"):
         prepare(JsonlTraining(path), tmp_path / "other", bad_rows=0.8)
+
+
+def test_a_bad_pair_leaves_the_others_of_its_image(folder, originals, tmp_path):
+    class SpoiltGroups(SharedImages):
+        """The second pair of each group has a positive that cannot be read."""
+
+        def __getitem__(self, group):
+            pairs = super().__getitem__(group)
+            target = dataclasses.replace(pairs[0].positive, images=(str(folder / "absent.png"),))
+            return tuple(dataclasses.replace(p, positives=(target,)) if i == 1 else p for i, p in enumerate(pairs))
+
+        good_and_bad = __getitem__
+
+    groups = SpoiltGroups(originals["scenes"], 3)
+    made = prepare(groups, tmp_path, bad_rows=0.9)
+    read = PreparedTraining(tmp_path)
+    assert made.pairs == read.pairs == groups.pairs - len(made.bad)
+    assert len(made.bad) == sum(len(group) > 1 for group in groups.groups)
+    for row, group in enumerate(groups.groups):
+        assert [p.query.text for p in read[row]] == [groups[row][i].query.text for i in range(len(group)) if i != 1]
 
 
 def test_a_file_that_cannot_be_written_is_an_error(originals, tmp_path):

@@ -8,14 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
 from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
 from virtue_jax.data.packing.streams import too_many_bad
-from virtue_jax.data.sources.prepared_record import SPLIT, dataset_info, to_record
+from virtue_jax.data.sources.prepared_record import SPLIT, RecordTables, dataset_info
 
 QUARANTINE = "quarantine.jsonl"
 ELEMENTS_PER_FILE = 1024
@@ -24,7 +24,7 @@ _BATCH = 16  # elements between two writes of the set's own description
 
 @dataclass
 class PreparedSet:
-    """What was written of one source: elements, pairs, images; bytes: of the files of records. bad: elements that
+    """What was written of one source: elements, pairs, images; bytes: of the files of records. bad: pairs that
     could not be read, {"element", "origin", "error"} each, as in `quarantine.jsonl`."""
 
     elements: int = 0
@@ -35,7 +35,8 @@ class PreparedSet:
 
     @property
     def seen(self) -> int:
-        return self.elements + len(self.bad)
+        """Pairs, good and bad."""
+        return self.pairs + len(self.bad)
 
 
 def prepare(
@@ -51,16 +52,16 @@ def prepare(
 
     What depends on chance or on the configuration is settled here: the kind of prompt that each SCaR row carries, which
     rows are grouped by image, and the limit. Image files are kept byte by byte; each is decoded once to be sure of it.
-    Elements that cannot be read are left out, whole, and named in `quarantine.jsonl`. An image is stored once in each
+    Pairs that cannot be read are left out and named in `quarantine.jsonl`. An image is stored once in each
     element that shows it: where many rows ask about one image, group them (`SharedImages`).
 
     Args:
         about: kept in the set's metadata, for people.
-        bad_rows: share of elements that may be bad, judged as the training loader does.
+        bad_rows: share of pairs that may be bad, judged as the training loader does.
         progress: told how many elements are done.
 
     Raises:
-        InvalidExample: too many bad elements, or no good one; names the last. OSError: not all could be written.
+        InvalidExample: too many bad pairs, or no good one; names the last. OSError: not all could be written.
     """
     grouped = hasattr(source, "pairs")
     info = dataset_info(directory, {"about": about or {}, "grouped": grouped})
@@ -71,7 +72,7 @@ def prepare(
     with _told_of_the_disk():
         writer.close_all()
     if not made.elements:
-        raise InvalidExample(f"none of {made.seen} elements can be read; the last: {_last_errors(made) or 'no data'}")
+        raise InvalidExample(f"none of {made.seen} pairs can be read; the last: {_last_errors(made) or 'no data'}")
     sizes = _file_sizes(directory, made.elements)
     made.bytes = sum(sizes.values())
     info.metadata.update(elements=made.elements, pairs=made.pairs, bad=len(made.bad), file_bytes=sizes)
@@ -87,53 +88,60 @@ def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, prog
             writer.add_examples({SPLIT: batch})
         batch.clear()
 
-    for result in _records(source):
-        if isinstance(result, _Bad):
-            made.bad.append({"element": made.seen, "origin": result.origin, "error": result.error})
-            quarantine.write(json.dumps(made.bad[-1], ensure_ascii=False) + "\n")
+    for number, (record, pairs, bad) in enumerate(_records(source)):
+        made.bad += [{"element": number, "origin": origin, "error": error} for origin, error in bad]
+        made.pairs += pairs
+        if bad:
+            quarantine.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in made.bad[-len(bad) :])
             _check_bad(made, bad_rows)
-        else:
-            batch.append(result.record)
-            made.elements, made.pairs = made.elements + 1, made.pairs + result.pairs
-            made.images += len(result.record["images"])
+        if record is not None:
+            batch.append(record)
+            made.elements += 1
+            made.images += len(record["images"])
         if len(batch) == _BATCH:
             flush()
-        progress(made.seen)
+        progress(number + 1)
     flush()
     return made
 
 
-@dataclass(frozen=True)
-class _Good:
-    record: dict
+class _Read(NamedTuple):
+    """The record of what can be read of an element, None = nothing; its pairs; (origin, error) of the others."""
+
+    record: dict | None
     pairs: int
+    bad: list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class _Bad:
-    origin: str
-    error: str
-
-
-def _records(source: PairSource) -> Iterator[_Good | _Bad]:
-    """Every element in order, read and decoded by threads a little ahead."""
-
-    def read(row: int) -> _Good | _Bad:
-        named = getattr(source, "origin", None)
-        origin = named(row) if named is not None else f"row {row}"
+def _read(source: PairSource, row: int) -> _Read:
+    named = getattr(source, "origin", None)
+    origin = named(row) if named is not None else f"row {row}"
+    try:
+        element = getattr(source, "good_and_bad", source.__getitem__)(row)
+    except (InvalidExample, OSError) as error:
+        return _Read(None, 0, [(origin, str(error))])
+    tables, pairs, bad = RecordTables(), 0, []
+    alone = isinstance(element, TrainingPair)
+    for pair in (element,) if alone else element:
+        if not isinstance(pair, TrainingPair):
+            bad.append((pair.origin, pair.error))
+            continue
         try:
-            element = source[row]
-            pairs = (element,) if isinstance(element, TrainingPair) else tuple(element)
-            return _Good(to_record(pairs, origin), len(pairs))
+            tables.add(pair)
+            pairs += 1
         except (InvalidExample, OSError) as error:
-            return _Bad(origin, str(error))
+            bad.append((origin if alone else pair.query.origin, str(error)))
+    return _Read(tables.record(origin) if pairs else None, pairs, bad)
 
+
+def _records(source: PairSource) -> Iterator[_Read]:
+    """Every element in order, read and decoded by threads a little ahead."""
     threads = os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     ahead: deque[Future] = deque()
     try:
         for row in range(len(source)):
-            ahead.append(pool.submit(read, row))
+            ahead.append(pool.submit(_read, source, row))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
@@ -154,7 +162,7 @@ def _told_of_the_disk() -> Iterator[None]:
 def _check_bad(made: PreparedSet, allowed: float) -> None:
     if too_many_bad(len(made.bad), made.seen, allowed):
         raise InvalidExample(
-            f"{len(made.bad)} of the first {made.seen} elements cannot be read, more than config.data.bad_rows "
+            f"{len(made.bad)} of the first {made.seen} pairs cannot be read, more than config.data.bad_rows "
             f"{allowed} allows; the last: {_last_errors(made)}. Correct them, leave them out, or allow more"
         )
 

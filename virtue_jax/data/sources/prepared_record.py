@@ -7,7 +7,6 @@ prompt's numbers are JSON, because records hold no more than float32 and the tex
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -59,61 +58,65 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-def to_record(pairs: Sequence[TrainingPair], origin: str) -> dict:
-    """The record of an element. Every image and mask is read and decoded whole; an image that several examples show is
-    stored once.
+class RecordTables:
+    """The record of an element, pair by pair: each image and mask is read and decoded whole, and an image that several
+    examples show is stored once."""
 
-    Raises:
-        InvalidExample: an image or mask that cannot be read or decoded; names the row it belongs to.
-    """
-    tables = _Tables()
-    for pair in pairs:
-        tables.add(_QUERY, pair.query)
-        for role, targets in ((_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives)):
-            for target in targets:
-                tables.add(role, target)
-    images = [
-        {"encoded": io.BytesIO(image), "height": image.size[0], "width": image.size[1]} for image in tables.images
-    ]
-    masks = [io.BytesIO(mask) for mask in tables.masks]
-    return {"origin": _told(origin), "images": images, "masks": masks, "examples": tables.examples, "uses": tables.uses}
+    def __init__(self):
+        self._images: list[ImageBytes] = []
+        self._places: dict[str, int] = {}  # of images, by `image_key`
+        self._masks: list[bytes] = []
+        self._examples: list[dict] = []
+        self._uses: list[dict] = []
 
+    def add(self, pair: TrainingPair) -> None:
+        """Adds a pair, or nothing of it but images.
 
-@dataclass
-class _Tables:
-    images: list[ImageBytes] = field(default_factory=list)
-    masks: list[bytes] = field(default_factory=list)
-    examples: list[dict] = field(default_factory=list)
-    uses: list[dict] = field(default_factory=list)
-    places: dict[str, int] = field(default_factory=dict)  # of images, by `image_key`
+        Raises:
+            InvalidExample, OSError: an image or mask that cannot be read or decoded; names the row it belongs to.
+        """
+        sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
+        shown = [(role, example, self._shown(example)) for role, examples in sides for example in examples]
+        masks = [self._mask(example, places) for _, example, places in shown]
+        for (role, example, places), mask in zip(shown, masks, strict=True):
+            self._uses += [{"example": len(self._examples), "image": place} for place in places]
+            row = {"role": role, "origin": _told(example.origin), "text": _text(example)}
+            self._examples.append(row | self._prompt(example.prompt, mask))
 
-    def add(self, role: int, example: Example) -> None:
-        shown = [self._image(source, example.origin) for source in example.images]
-        self.uses += [{"example": len(self.examples), "image": place} for place in shown]
-        size = self.images[shown[0]].size if shown else None
-        row = {"role": role, "origin": _told(example.origin), "text": _text(example)}
-        self.examples.append(row | self._prompt(example.prompt, size, example.origin))
+    def record(self, origin: str) -> dict:
+        images = [{"encoded": io.BytesIO(one), "height": one.size[0], "width": one.size[1]} for one in self._images]
+        masks = [io.BytesIO(mask) for mask in self._masks]
+        tables = {"images": images, "masks": masks, "examples": self._examples, "uses": self._uses}
+        return {"origin": _told(origin)} | tables
 
-    def _image(self, source, origin: str) -> int:
-        key = image_key(source)
-        if key not in self.places:
-            self.places[key] = len(self.images)
-            self.images.append(_checked_image(source, origin))
-        return self.places[key]
+    def _shown(self, example: Example) -> list[int]:
+        """Places of the example's images."""
+        _text(example)
+        places = []
+        for source in example.images:
+            key = image_key(source)
+            if key not in self._places:
+                self._images.append(_checked_image(source, example.origin))
+                self._places[key] = len(self._images) - 1
+            places.append(self._places[key])
+        return places
 
-    def _prompt(self, prompt: VisualPrompt | None, size: tuple[int, int] | None, origin: str) -> dict:
+    def _mask(self, example: Example, places: list[int]) -> bytes | None:
+        """PNG"""
+        if example.prompt is None or example.prompt.mask is None:
+            return None
+        encoded = io.BytesIO()
+        inside = load_mask(example.prompt.mask, self._images[places[0]].size, example.origin)
+        Image.fromarray(inside).save(encoded, "PNG")
+        return encoded.getvalue()
+
+    def _prompt(self, prompt: VisualPrompt | None, mask: bytes | None) -> dict:
         if prompt is None:
             return {"prompt": "", "mask": _NONE}
-        place = _NONE
-        if prompt.mask is not None:
-            place = len(self.masks)
-            encoded = io.BytesIO()
-            Image.fromarray(load_mask(prompt.mask, size, origin)).save(encoded, "PNG")
-            self.masks.append(encoded.getvalue())
-        return {
-            "prompt": json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame}),
-            "mask": place,
-        }
+        if mask is not None:
+            self._masks.append(mask)
+        told = json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
+        return {"prompt": told, "mask": _NONE if mask is None else len(self._masks) - 1}
 
 
 def _text(example: Example) -> bytes:
