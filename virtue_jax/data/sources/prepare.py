@@ -18,7 +18,7 @@ from virtue_jax.data.packing.streams import too_many_bad
 from virtue_jax.data.sources.prepared_record import SPLIT, RecordTables, dataset_info
 
 QUARANTINE = "quarantine.jsonl"
-ELEMENTS_PER_FILE = 1024
+ELEMENTS_PER_FILE = 8192  # a reader keeps every file open, and a process may have a thousand or so
 _BATCH = 16  # elements between two writes of the set's own description
 
 
