@@ -60,7 +60,7 @@ def training_loader(
         negatives: hard negatives per pair used as further targets.
         weights: of the sources, by pairs (default: equal). interleave: pairs taken from one source in a run.
         pixels: dtype in which images travel, "float32" or "uint8".
-        bad_rows: share of elements that may be unusable before `next` raises.
+        bad_rows: share of pairs that may be unusable before `next` raises.
         worker_count: processes that read and encode, for all streams together; 0 = threads of this process. With
             more, the calling script needs an `if __name__ == "__main__"` guard, and sources and encoder must pickle.
         prefetch: steps made ahead.
@@ -201,7 +201,7 @@ def _stream_state(state: dict, index: int, streams: int) -> StreamState:
     right = isinstance(found, dict) and {name: type(value) for name, value in found.items()} == expected
     if right:
         made = StreamState(found["drawn"], tuple(found["waiting"]), found["bad"])
-        right = 0 <= made.bad <= made.drawn and all(
+        right = min(made.bad, made.drawn) >= 0 and all(
             isinstance(e, int) and e % streams == index and 0 <= e < index + streams * made.drawn for e in made.waiting
         )
     if not right:

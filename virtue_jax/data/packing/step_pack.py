@@ -30,7 +30,8 @@ class PackReport:
     """What a process packed in a step, for logs only.
 
     pairs: packed ones; waiting: pairs that found no room. tokens of slots, patches of patch_capacity: by row group.
-    origins: by row group, row and example. quarantined: {"element", "origin", "error"} of each bad element newly met.
+    origins: by row group, row and example. quarantined: {"element", "origin", "error"} of each bad element, or bad pair
+    of an element, newly met.
     """
 
     pairs: int

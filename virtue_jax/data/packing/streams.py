@@ -8,14 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from virtue_jax.data.packing.elements import BadElement, Element
+from virtue_jax.data.packing.elements import BadElement, Element, Reading
 from virtue_jax.data.packing.read_pool import ReadPool
 
 LEAST_DRAWN, LEAST_BAD = 1000, 10  # a share of bad elements says something from here on
 
 
 class StreamState(NamedTuple):
-    """drawn: elements taken from the order so far; waiting: those of them that are not packed yet; bad: those of them
+    """drawn: elements taken from the order so far; waiting: those of them that are not packed yet; bad: pairs of them
     that could not be used."""
 
     drawn: int = 0
@@ -26,7 +26,7 @@ class StreamState(NamedTuple):
 @dataclass(frozen=True)
 class StreamRules:
     """What all streams go by. step_pairs: pairs that one packs in a step at most. ahead: elements that it has read
-    ahead of the step being packed. bad_rows: share of elements that may be bad. pairs: of an element, on average."""
+    ahead of the step being packed. bad_rows: share of pairs that may be bad. pairs: of an element, on average."""
 
     step_pairs: int
     ahead: int
@@ -35,7 +35,7 @@ class StreamRules:
 
 
 class TooManyBad(ValueError):
-    """More elements cannot be used than is allowed; `elements`: those that no report has told of yet."""
+    """More pairs cannot be used than is allowed; `elements`: those that no report has told of yet."""
 
     def __init__(self, message: str, elements: Sequence[BadElement]):
         super().__init__(message)
@@ -45,7 +45,7 @@ class TooManyBad(ValueError):
 @dataclass
 class Candidates:
     """What a stream would pack next: good elements, oldest first, of which the first `waited` found no room before; and
-    the bad ones met on the way."""
+    the bad ones, whole or in part, met on the way."""
 
     good: list[Element]
     waited: int = 0
@@ -65,7 +65,7 @@ class Stream:
         self._to_read = len(state.waiting)  # waiting elements of a restored state come again before new ones
         self._waiting: list[Element] = []
         self._numbers = itertools.chain(state.waiting, itertools.count(index + of * state.drawn, of))
-        self._asked: deque[Future[Element | BadElement]] = deque()
+        self._asked: deque[Future[Reading]] = deque()
 
     def state(self) -> StreamState:
         return StreamState(self._drawn, tuple(element.number for element in self._waiting), self._bad)
@@ -79,12 +79,12 @@ class Stream:
         """At most `step_pairs` pairs: what waits, oldest first, then newly drawn elements.
 
         Raises:
-            TooManyBad: more than `bad_rows` of the drawn elements are bad.
+            TooManyBad: more than `bad_rows` of the drawn pairs are bad.
         """
         made, room = Candidates([]), self._rules.step_pairs
         while self._to_read:
             self._to_read -= 1
-            self._take(self._next(), made)
+            self._take(self._next(), made, again=True)
         waited = len(self._waiting)
         taken = 0
         while True:
@@ -104,7 +104,7 @@ class Stream:
         """These are packed; the others wait."""
         self._waiting = [element for element in self._waiting if element.number not in numbers]
 
-    def _next(self) -> Element | BadElement:
+    def _next(self) -> Reading:
         self._ask(1)
         element = self._asked.popleft()
         self._ask(self._rules.ahead)
@@ -114,25 +114,26 @@ class Stream:
         while len(self._asked) < count:
             self._asked.append(self._pool.read(next(self._numbers)))
 
-    def _take(self, element: Element | BadElement, made: Candidates) -> None:
-        if isinstance(element, Element):
-            self._waiting.append(element)
+    def _take(self, read: Reading, made: Candidates, again: bool = False) -> None:
+        if read.element is not None:
+            self._waiting.append(read.element)
+        if not read.bad or (again and read.element is not None):  # what it lacks was counted when it was drawn
             return
-        made.bad.append(element)
-        self._bad += 1
-        drawn, bad, allowed = self._drawn, self._bad, self._rules.bad_rows
+        made.bad += read.bad
+        self._bad += len(read.bad)
+        drawn, bad, allowed = round(self._drawn * self._rules.pairs), self._bad, self._rules.bad_rows
         if too_many_bad(bad, drawn, allowed):
             raise TooManyBad(
-                f"{bad} of the {drawn} elements that stream {self._index} has drawn cannot be used, more than "
-                f"config.data.bad_rows {allowed} allows; quarantine.jsonl in the run's workdir names those of "
-                f"earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow "
+                f"{bad} of about {drawn} pairs in the elements that stream {self._index} has drawn cannot be used, "
+                f"more than config.data.bad_rows {allowed} allows; quarantine.jsonl in the run's workdir names those "
+                f"of earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow "
                 "more",
                 made.bad,
             )
 
 
 def too_many_bad(bad: int, drawn: int, allowed: float) -> bool:
-    """Whether more than the share `allowed` of the elements is bad, once there are enough of them to say."""
+    """Whether more than the share `allowed` of what was drawn is bad, once there are enough of them to say."""
     return bad > allowed * drawn and (drawn >= LEAST_DRAWN or bad >= LEAST_BAD)
 
 

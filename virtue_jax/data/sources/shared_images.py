@@ -4,7 +4,7 @@ the first rows of a source."""
 from collections.abc import Sequence
 from typing import Protocol
 
-from virtue_jax.data.example import PairSource, TrainingPair
+from virtue_jax.data.example import BadPair, InvalidExample, PairSource, TrainingPair
 
 
 class ByImage(Protocol):
@@ -35,6 +35,16 @@ class SharedImages:
 
     def __getitem__(self, group: int) -> tuple[TrainingPair, ...]:
         return tuple(self.rows[row] for row in self.groups[group])
+
+    def good_and_bad(self, group: int) -> tuple[TrainingPair | BadPair, ...]:
+        """The group's pairs, those that cannot be read by name."""
+        return tuple(map(self._pair, self.groups[group]))
+
+    def _pair(self, row: int) -> TrainingPair | BadPair:
+        try:
+            return self.rows[row]
+        except (InvalidExample, OSError) as error:
+            return BadPair(self.rows.origin(row), str(error))
 
     def origin(self, group: int) -> str:
         return ", ".join(self.rows.origin(row) for row in self.groups[group])
