@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from virtue_jax.batch import Batch
-from virtue_jax.parallel.mesh import MeshConfig, local_streams, make_mesh, put_rows, row_shards
+from virtue_jax.parallel.mesh import MeshConfig, local_streams, make_mesh, put_rows, row_parts, row_shards
 
 
 def mesh_of(shape: tuple[int, int, int], processes: list[int]):
@@ -49,6 +49,14 @@ def test_impossible_sizes_are_refused_when_made(sizes):
 )
 def test_a_process_feeds_the_streams_whose_rows_its_devices_hold(shape, processes, streams, expected):
     assert local_streams(mesh_of(shape, processes), streams) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "processes", "parts"),
+    [((4, 1, 1), [0, 0, 1, 1], 2), ((1, 1, 4), [0, 0, 1, 1], 1), ((2, 1, 2), [0, 1, 2, 3], 2), ((4, 1, 1), [0] * 4, 1)],
+)
+def test_processes_on_the_same_rows_are_one_part(shape, processes, parts):
+    assert row_parts(mesh_of(shape, processes)) == parts
 
 
 def test_every_stream_is_fed_by_somebody():

@@ -7,16 +7,18 @@ same command goes on. A supervisor starts it again after 70 and 75, and after a 
 
 import os
 import sys
+import time
 
 from absl import flags
 
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.parallel.processes import is_alone, join, process_number
+from virtue_jax.parallel.processes import is_alone, is_leader, join, process_number
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.loop import train
 from virtue_jax.train.survival.interruption import SAVED, Interrupted
 
+GRACE = 3.0  # seconds
 USAGE = "virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]"
 HELP = f"""usage: {USAGE}
 Every value of a TrainConfig can be set: --config.steps=100 --config.data.sources.NAME.path=DIR
@@ -39,12 +41,22 @@ def run(argv: list[str]) -> None:
     try:
         train(config, options.workdir)
     except Interrupted as stopped:
-        print(f"virtue train: {stopped}", file=sys.stderr)
+        print(f"virtue train: {stopped}", file=sys.stderr, flush=True)
+        if not stopped.together and not is_alone():
+            _leave_alone()
         sys.exit(SAVED)
     except Exception as error:
         if not is_alone():
             _leave(error)
         raise
+
+
+def _leave_alone() -> None:
+    """Ends this process: the others may know nothing of the signal, and leaving in good order would wait for them."""
+    sys.stdout.flush()
+    if is_leader():  # with the leader the service ends that the others depend on: let those who were told leave as well
+        time.sleep(GRACE)
+    os._exit(SAVED)
 
 
 def _leave(error: Exception) -> None:

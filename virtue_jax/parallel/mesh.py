@@ -90,6 +90,15 @@ def local_streams(mesh: Mesh, streams: int) -> tuple[int, ...]:
     return tuple(sorted({stream for first, last in first_last for stream in range(first, last)}))
 
 
+def row_parts(mesh: Mesh) -> int:
+    """How many processes hold rows of their own: those that a tensor axis puts on the same rows count once."""
+    held: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(row_shards(mesh), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(shard)
+    return len({frozenset(shards) for shards in held.values()})
+
+
 def put_rows(groups: tuple[Batch, ...], mesh: Mesh, streams: Sequence[int] = (0,), of: int = 1) -> tuple[Batch, ...]:
     """The rows of some streams (ascending; at least `local_streams(mesh, of)`) as part of global arrays.
 

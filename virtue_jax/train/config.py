@@ -61,12 +61,12 @@ class DataConfig:
     """What to train on, and how it is packed.
 
     sources, rows: by names of one's own choice. rows: the row groups of a step, those without images last; empty =
-    chosen from the sources' lengths.
-    hard_negatives: distractors per query used as further targets. share_images: at most so many queries on one image
-    share a row, and so one run of the image towers. interleave: consecutive pairs taken from one source (the
-    reference's sub-batches). streams: independent packing streams, a multiple of the number of processes; the order of
-    the data depends on it. pixels: dtype in which images travel to the devices, "float32" or "uint8" (rounded to a
-    grey level for SAM, exact for Qwen's tower). workers: processes that read and encode, 0 = threads.
+    chosen from the sources' lengths. hard_negatives: distractors per query used as further targets. share_images: at
+    most so many queries on one image share a row, and so one run of the image towers. interleave: consecutive pairs
+    taken from one source (the reference's sub-batches). streams: independent packing streams, at least as many as
+    processes hold rows of their own, best a multiple (each reads its own streams only); the order of the data depends
+    on it. pixels: dtype in which images travel to the devices, "float32" or "uint8" (rounded to a grey level for SAM,
+    exact for Qwen's tower). workers: processes that read and encode, 0 = threads.
     bad_rows: share of rows that may be unreadable before the run stops.
     """
 
@@ -90,7 +90,8 @@ class TrainConfig:
     checkpoint_every: steps between checkpoints; checkpoint_minutes: a checkpoint also after so much time, 0 = never;
     `keep` of them stay. nonfinite: "stop" at a loss or gradient that is not finite, or "skip" such a step, at most
     `skip_limit` times in a run. watchdog_minutes: without a finished step for so long, the process dumps its stacks and
-    exits, 0 = never. profile_steps: first and last step of a profiler trace, empty = none.
+    exits, 0 = never; starting, restoring, compiling, saving and writing the model have four times as long.
+    profile_steps: first and last step of a profiler trace, empty = none.
     memory_gib: of one device, for what is chosen from the memory estimate; 0 = what the device says.
     """
 

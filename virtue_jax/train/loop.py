@@ -15,7 +15,7 @@ from rich.console import Console
 from virtue_jax.checkpoint import save_model
 from virtue_jax.config import from_dict, to_dict
 from virtue_jax.new_directory import replace_text
-from virtue_jax.parallel.mesh import local_streams, make_mesh, row_shards
+from virtue_jax.parallel.mesh import local_streams, make_mesh, row_parts, row_shards
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.cost.fitting import fitted_setup
@@ -32,22 +32,12 @@ from virtue_jax.train.step import LOG_TEMPERATURE, TrainState
 from virtue_jax.train.steps import StepLoop
 from virtue_jax.train.survival.checkpoints import Restored, RunCheckpoints
 from virtue_jax.train.survival.digest import digest
+from virtue_jax.train.survival.identity import CHECKPOINTS, ROWS, forget_another_run, has_checkpoint, run_identity
 from virtue_jax.train.survival.interruption import StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite
+from virtue_jax.train.survival.watchdog import LONG, Watchdog
 
-# What does not make it another run: how it is spread, saved, watched and told, and where the same model lies.
-_FREE = {
-    "mesh": None,
-    "memory_gib": 0,
-    "log_every": 0,
-    "checkpoint_every": 0,
-    "checkpoint_minutes": 0,
-    "keep": 0,
-    "nonfinite": "",
-    "skip_limit": 0,
-    "watchdog_minutes": 0,
-    "profile_steps": None,
-}
+CONFIG = "config.json"  # of the last start, whole; checkpoints hold what must agree
 
 
 def train(
@@ -73,72 +63,26 @@ def train(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     clock = Goodput(workdir)
-    with StopSignal() as stop:
+    with StopSignal() as stop, Watchdog(config.watchdog_minutes, workdir) as watchdog:
         with clock.measure("init"):
-            mesh = make_mesh(config.mesh)
-            sources = open_sources(config.data, config.seed)
-            start = starting_model(config, sources, workdir)
-            config = _with_rows(config, sources, start, mesh, workdir)
-            config, run = fitted_setup(config, start.virtue, mesh, _say(console))
-            frozen = load_weights(config, start.virtue, run.frozen)
-            named = digest(frozen)
-            streams = local_streams(mesh, config.data.streams)
-            loader = make_loader(config, sources, start.virtue, start.tokenizer, streams)
-        open_checkpoints = RunCheckpoints(
-            workdir / "checkpoints", keep=config.keep, identity=run_identity(config), frozen=named, say=_say(console)
-        )
-        with _closing(loader), open_checkpoints as checkpoints:
+            made = _make(config, workdir, console)
+        with _closing(made.loader), _checkpoints(made, workdir, console) as checkpoints:
+            watchdog.beat("the restore", LONG)
             with clock.measure("restore"):
-                restored = checkpoints.restore(run.state)
-                state = _begin(config, start, run, frozen, loader, restored, console)
+                state = _begin(made, checkpoints.restore(made.run.state), console)
             if int(state.step) < config.steps:
-                made = _Made(config, start, run, frozen, named, loader, streams, checkpoints, console)
-                state = _run_steps(made, state, stop, clock, workdir, seen)
+                loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, workdir, console, seen)
+                state = _run_steps(loop, state, console)
         model = workdir / "model"
-        _write_model(model, start, {**frozen, **state.trainable})
+        watchdog.beat("writing the model", LONG)
+        _write_model(model, made.start, {**made.frozen, **state.trainable}, watchdog)
     console.print(f"model: {model}", soft_wrap=True)
     return model
 
 
-def _run_steps(made: "_Made", state: TrainState, stop: StopSignal, clock: Goodput, workdir: Path, seen) -> TrainState:
-    config, run, begin, virtue = made.config, made.run, int(state.step), made.start.virtue
-    with clock.measure("compile"):
-        stages = compile_stages(run)
-    print_summary(run, config, stages.memory, made.console)
-    out = SilentLog()
-    if is_leader():
-        out = MetricsLog(workdir, start=begin, steps=config.steps, console=made.console)
-    loop = StepLoop(
-        config=config,
-        stages=stages,
-        frozen=made.frozen,
-        loader=made.loader,
-        streams=made.streams,
-        checkpoints=made.checkpoints,
-        log=StepLog(config, virtue, run, out, clock, workdir, streams=made.streams, step=begin),
-        clock=clock,
-        stop=stop,
-        nonfinite=NonFinite(config, virtue, workdir, made.digest, int(state.skipped), made.streams),
-        workdir=workdir,
-        seen=seen,
-    )
-    stop.deferred = True
-    try:
-        state = loop.run(state)
-        with clock.measure("saves"):
-            made.checkpoints.wait()
-    finally:
-        stop.deferred = False
-        out.close()
-        if is_leader():
-            clock.write(loop.done)
-            clock.tell(made.console)
-    return state
-
-
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """What a run is made of before its first step."""
+    """What a run is made of before it looks for checkpoints. config: with nothing left open. digest: of `frozen`."""
 
     config: TrainConfig
     start: StartingModel
@@ -147,8 +91,80 @@ class _Made:
     digest: str
     loader: Any
     streams: tuple[int, ...]
-    checkpoints: RunCheckpoints
-    console: Console
+
+
+def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
+    mesh = make_mesh(config.mesh)
+    _check_streams(config, mesh, workdir, _say(console))
+    if is_leader():
+        forget_another_run(workdir, config, row_shards(mesh), _say(console))
+    sources = open_sources(config.data, config.seed)
+    start = starting_model(config, sources, workdir)
+    config = _with_rows(config, sources, start, mesh, workdir)
+    config, run = fitted_setup(config, start.virtue, mesh, _say(console))
+    if is_leader():
+        replace_text(workdir / CONFIG, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    frozen = load_weights(config, start.virtue, run.frozen)
+    streams = local_streams(mesh, config.data.streams)
+    loader = make_loader(config, sources, start.virtue, start.tokenizer, streams)
+    return _Made(config, start, run, frozen, digest(frozen), loader, streams)
+
+
+def _checkpoints(made: _Made, workdir: Path, console: Console) -> RunCheckpoints:
+    config, folder = made.config, workdir / CHECKPOINTS
+    identity = run_identity(config)
+    return RunCheckpoints(folder, keep=config.keep, identity=identity, frozen=made.digest, say=_say(console))
+
+
+def _check_streams(config: TrainConfig, mesh: Mesh, workdir: Path, say: Callable[[str], None]) -> None:
+    parts, streams = row_parts(mesh), config.data.streams
+    if streams >= parts:
+        return
+    problem = f"config.data.streams {streams}: {parts} processes hold different rows, and several would read the same"
+    if not has_checkpoint(workdir):
+        raise ValueError(f"{problem} elements; set config.data.streams={parts} or a multiple, before the first step")
+    say(f"{problem} elements: reading does not get faster with more of them, and this run keeps its streams")
+
+
+def _run_steps(loop: StepLoop, state: TrainState, console: Console) -> TrainState:
+    loop.stop.deferred = True
+    try:
+        state = loop.run(state)
+        loop.watchdog.beat("the last save", LONG)
+        with loop.clock.measure("saves"):
+            loop.checkpoints.wait()
+    finally:
+        loop.stop.deferred = False
+        loop.log.close()
+        if is_leader():
+            loop.clock.write(loop.done)
+            loop.clock.tell(console)
+    return state
+
+
+def _step_loop(made: _Made, state: TrainState, checkpoints, stop, clock, watchdog, workdir, console, seen) -> StepLoop:
+    config, run, virtue, begin = made.config, made.run, made.start.virtue, int(state.step)
+    watchdog.beat("the compilation", LONG)
+    with clock.measure("compile"):
+        stages = compile_stages(run)
+    print_summary(run, config, stages.memory, console)
+    out = MetricsLog(workdir, start=begin, steps=config.steps, console=console) if is_leader() else SilentLog()
+    watchdog.beat()
+    return StepLoop(
+        config=config,
+        stages=stages,
+        frozen=made.frozen,
+        loader=made.loader,
+        streams=made.streams,
+        checkpoints=checkpoints,
+        log=StepLog(config, virtue, run, out, clock, workdir, streams=made.streams, step=begin),
+        clock=clock,
+        stop=stop,
+        nonfinite=NonFinite(config, virtue, workdir, made.digest, int(state.skipped), made.streams),
+        watchdog=watchdog,
+        workdir=workdir,
+        seen=seen,
+    )
 
 
 def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, workdir: Path) -> TrainConfig:
@@ -156,7 +172,7 @@ def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, w
     have the same on whatever mesh."""
     if config.data.rows:
         return config
-    file = workdir / "rows.json"
+    file = workdir / ROWS
     if is_leader() and not file.exists():
         chosen = resolve_rows(config, sources, start.virtue, start.tokenizer, shards=row_shards(mesh))
         replace_text(file, json.dumps(to_dict(chosen)["rows"], indent=1) + "\n")
@@ -165,44 +181,35 @@ def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, w
     return dataclasses.replace(config, data=from_dict(DataConfig, given, str(file)))
 
 
-def run_identity(config: TrainConfig) -> dict:
-    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, and the place of a model
-    whose weights are known by their digest."""
-    identity = dataclasses.asdict(config) | _FREE
-    identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
-    identity["data"]["order"] = [list(config.data.sources), list(config.data.rows)]  # dicts of other order are equal
-    for group in identity["data"]["rows"].values():
-        group["micro_batches"] = 0
-    if identity["model"]["directory"]:
-        identity["model"]["directory"] = "a model directory"
-    identity["numerics"]["remat"] = ""
-    return json.loads(json.dumps(identity))
-
-
-def _begin(config, start, run: TrainSetup, frozen, loader, restored: Restored | None, console) -> TrainState:
+def _begin(made: _Made, restored: Restored | None, console: Console) -> TrainState:
     """The restored state, the data at its place; or a fresh one."""
     if restored is None:
-        wanted = {path: x for path, x in run.state.trainable.items() if path != LOG_TEMPERATURE}
-        return run.init(load_weights(config, start.virtue, wanted, have=frozen))
-    loader.set_state(restored.data)
+        wanted = {path: x for path, x in made.run.state.trainable.items() if path != LOG_TEMPERATURE}
+        return made.run.init(load_weights(made.config, made.start.virtue, wanted, have=made.frozen))
+    made.loader.set_state(restored.data)
     state = restored.state
     skipped = int(state.skipped)
-    if skipped and config.nonfinite == "stop":
+    if skipped and made.config.nonfinite == "stop":
         console.print(f"{skipped} steps were skipped so far; from here on the first that is not finite stops the run")
         state = state._replace(skipped=jax.device_put(np.zeros((), np.int32), state.skipped.sharding))
     return state
 
 
-def _write_model(folder: Path, start: StartingModel, weights: Mapping[str, jax.Array]) -> None:
+def _write_model(folder: Path, start: StartingModel, weights: Mapping[str, jax.Array], watchdog: Watchdog) -> None:
     """The trained model, on the leader's side of the file system; a model that is there stays."""
     if any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and folder.exists()).encode())):
         return
     weights = {path: x for path, x in weights.items() if path != LOG_TEMPERATURE}
     if jax.process_count() > 1:
-        weights = {path: to_leader(weights[path]) for path in sorted(weights)}
+        weights = {path: _gathered(weights[path], watchdog) for path in sorted(weights)}
     if is_leader():
         save_model(folder, start.virtue, weights, **start.companions)
     barrier("the model is written")
+
+
+def _gathered(x: jax.Array, watchdog: Watchdog) -> np.ndarray | None:
+    watchdog.beat("writing the model", LONG)
+    return to_leader(x)
 
 
 def _say(console: Console) -> Callable[[str], None]:

@@ -22,6 +22,7 @@ from virtue_jax.models.virtue import Virtue
 from virtue_jax.new_directory import new_directory
 from virtue_jax.parallel.processes import barrier, is_leader
 from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.survival.identity import TOKENIZER
 
 _TOKENIZER_ROWS = 2000  # training rows whose texts a fresh tokenizer learns from
 
@@ -45,7 +46,7 @@ def starting_model(config: TrainConfig, sources: Sequence[PairSource], workdir: 
         FileNotFoundError, ValueError: not a whole model directory; an adapter for a model that has one.
     """
     if config.model.scratch is not None:
-        return _from_scratch(config.model.scratch, sources, workdir / "tokenizer")
+        return _from_scratch(config.model.scratch, sources, workdir / TOKENIZER)
     directory = Path(config.model.directory)
     virtue, fresh = load_config(directory), config.model.adapter
     if fresh is not None and virtue.adapter is not None:

@@ -20,7 +20,7 @@ from virtue_jax.train.step import TrainState
 from virtue_jax.train.survival.checkpoints import RunCheckpoints
 from virtue_jax.train.survival.interruption import Interrupted, StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite
-from virtue_jax.train.survival.watchdog import Watchdog
+from virtue_jax.train.survival.watchdog import LONG, Watchdog
 
 
 class Started(NamedTuple):
@@ -50,6 +50,7 @@ class StepLoop:
     clock: Goodput
     stop: StopSignal
     nonfinite: NonFinite
+    watchdog: Watchdog
     workdir: Path
     seen: Callable[[int, Any], None] | None = None
     done: int = 0  # the last step that is finished
@@ -68,7 +69,6 @@ class StepLoop:
         self.clock.begin_at(self.done)
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.transfer_guard("disallow"))
-            self._watchdog = stack.enter_context(Watchdog(self.config.watchdog_minutes, self.workdir))
             self._trace = StepTrace(self.config.profile_steps, self.workdir / "profile")
             stack.callback(self._trace.close)
             self._compiled = Compilations()
@@ -170,7 +170,7 @@ class StepLoop:
         self._metrics = {name: float(value) for name, value in jax.device_get(dict(done.metrics)).items()}
         finite = self._metrics.pop("finite")
         self.done = done.step
-        self._watchdog.beat()
+        self.watchdog.beat()
         self.log.finished(done.step, done.batch)
         if not finite:
             self.log.say(self.nonfinite.meet(done.step, done.batch, self._metrics, self._state))
@@ -179,20 +179,22 @@ class StepLoop:
         self.checkpoints.check()
 
     def _save(self, done: Started) -> None:
+        self.watchdog.beat("a save", LONG)
         with self.clock.measure("saves"):
             self.log.set_aside()
             self.checkpoints.save(self._state, done.position, step=done.step)
         self._saved_at, self._saved_step, self._asked = time.monotonic(), done.step, False
         self._write_clock(done.step)
-        self._watchdog.beat()
+        self.watchdog.beat()
 
     def _end(self, step: int) -> None:
+        self.watchdog.beat("the last save", LONG)
         with self.clock.measure("saves"):
             self.checkpoints.wait()
         self._write_clock(step)
         told = self.stop.received or "a signal to another process"
         where = f"after step {step} of {self.config.steps}, which is saved" if step else "before the first step"
-        raise Interrupted(f"{told}: stopped {where}; start the same command again to go on")
+        raise Interrupted(f"{told}: stopped {where}; start the same command again to go on", together=True)
 
     def _write_clock(self, step: int) -> None:
         if is_leader():

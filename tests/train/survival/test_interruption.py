@@ -43,14 +43,15 @@ def test_a_run_that_hangs_is_ended_with_its_stacks(tmp_path):
     def stuck_in_here():
         threading.Event().wait()
 
-    with Watchdog(0.01, Path({str(tmp_path)!r})):
+    with Watchdog(0.01, Path({str(tmp_path)!r})) as watchdog:
+        watchdog.beat("the restore", times=2)
         stuck_in_here()
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == HUNG
     (file,) = tmp_path.glob("stacks-*.txt")
     assert "stuck_in_here" in file.read_text() and "stuck_in_here" in done.stderr
-    assert re.search(rf"watchdog: no step finished for 1 s; .*{file}", done.stderr)
+    assert re.search(rf"watchdog: nothing finished for 1 s in the restore; .*{file}", done.stderr)
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path):

@@ -43,9 +43,10 @@ def loop_at(step, loader, stop, checkpoints):
         clock=quiet,
         stop=stop,
         nonfinite=None,
+        watchdog=quiet,
         workdir=None,
     )
-    made.done, made._state, made._pending, made._watchdog = step, None, None, quiet
+    made.done, made._state, made._pending = step, None, None
     made._settled = Started(step, None, {"loss": jnp.float32(0)}, {"streams": {}}) if step else None
     return made
 

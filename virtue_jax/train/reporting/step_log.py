@@ -95,6 +95,9 @@ class StepLog:
             self._tell(entry, quarantine)
         self._quarantined = []
 
+    def close(self) -> None:
+        self._out.close()
+
     def _tell(self, entry: dict, quarantine: Quarantine) -> None:
         self.say(f"left out: {entry['origin']}: {entry['error']} (all of them: {quarantine.path})")
 

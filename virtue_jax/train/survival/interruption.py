@@ -10,7 +10,12 @@ class Interrupted(BaseException):
     """The run was told to stop; nothing that a checkpoint had is lost. Its message is for a person.
 
     Not an `Exception`, so that nothing between the signal and the command takes it for a failure of its own.
+    together: all processes of the run end with it.
     """
+
+    def __init__(self, message: str, *, together: bool = False):
+        super().__init__(message)
+        self.together = together
 
 
 class StopSignal:

@@ -8,23 +8,24 @@ import time
 from pathlib import Path
 
 HUNG = 70  # EX_SOFTWARE of sysexits.h: exit status of a process that its watchdog ended
+LONG = 4  # times the minutes that a step has: for starting, restoring, compiling, saving, writing the model
 
 
 class Watchdog:
-    """While entered: without a `beat` for `minutes`, writes every thread's stack to stderr and to
-    `folder/stacks-PID.txt` and ends the process with status 70. 0 minutes = never."""
+    """While entered: without a `beat` for `minutes` (times those of the phase), writes every thread's stack to stderr
+    and to `folder/stacks-PID.txt` and ends the process with status 70. 0 minutes = never."""
 
     def __init__(self, minutes: float, folder: Path):
         self._seconds, self._file = 60 * minutes, folder / f"stacks-{os.getpid()}.txt"
-        self._beat, self._ended = time.monotonic(), threading.Event()
+        self._now, self._ended = (time.monotonic(), "start-up", self._seconds), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def beat(self) -> None:
-        """A step is finished, or something else that may take long is."""
-        self._beat = time.monotonic()
+    def beat(self, phase: str = "the steps", times: float = 1) -> None:
+        """Something is finished; what comes next is (part of) `phase`, and may take `times` the minutes."""
+        self._now = (time.monotonic(), phase, times * self._seconds)
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
+        self.beat("start-up", LONG)
         if self._seconds > 0:
             self._thread.start()
         return self
@@ -36,11 +37,12 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() - self._beat > self._seconds:
-                self._end()
+            beat, phase, seconds = self._now
+            if time.monotonic() - beat > seconds:
+                self._end(phase, seconds)
 
-    def _end(self) -> None:
-        line = f"watchdog: no step finished for {self._seconds:.0f} s; the stacks of all threads are in {self._file}"
+    def _end(self, phase: str, seconds: float) -> None:
+        line = f"watchdog: nothing finished for {seconds:.0f} s in {phase}; stacks of all threads are in {self._file}"
         print(line, file=sys.stderr, flush=True)
         try:
             with self._file.open("w") as file:
