@@ -1,4 +1,4 @@
-"""The published runs are set up on meshes of their size, of virtual devices: rows and parameters divide."""
+"""The published runs are set up on meshes of their size, of virtual devices: rows and parameters divide, stages trace."""
 
 import json
 import os
@@ -10,21 +10,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import dataclasses, json, math, sys
+import json, math, sys
 import jax
 sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/configs"]
 from test_configs import RUNS, geometry, published
 from virtue_jax.parallel.mesh import make_mesh
-from virtue_jax.train.setup import setup
+from virtue_jax.train import setup as setup_module
 
+setup_module.check_backend = lambda backend, platform: None  # devices are stood in for by this machine's
 found = {{}}
 for size, stage, variant in RUNS:
     config = published(size, stage, variant)
-    config = dataclasses.replace(config, numerics=dataclasses.replace(config.numerics, attention="xla"))
+    assert config.numerics.attention == "splash"
     mesh = make_mesh(config.mesh, jax.devices()[: 256 if variant else 64])
-    run = setup(config, geometry(size), mesh)
+    run = setup_module.setup(config, geometry(size), mesh)
     rows = [batch.tokens.sharding.shard_shape(batch.tokens.shape)[0] for batch in run.groups]
     shards = [(x.dtype.itemsize, x.sharding.shard_shape(x.shape)) for x in run.frozen.values()]
+    outputs = jax.eval_shape(run.towers, run.frozen, run.groups)
+    inputs = run.embed_inputs(run.groups)
+    trained = run.state.trainable
+    gradients, metrics = jax.eval_shape(run.gradients, trained, run.state.step, run.frozen, inputs, outputs)
+    state, more = jax.eval_shape(run.update, run.state, gradients, metrics["loss"])
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), run.state)
+    assert metrics["loss"].shape == () and more["finite"].shape == ()
     bytes_each = sum(itemsize * math.prod(shape) for itemsize, shape in shards)
     found[size + stage + variant] = [dict(mesh.shape), rows, bytes_each]
 print(json.dumps(found))
