@@ -31,7 +31,7 @@ def get_config(model: str = "") -> ml_collections.ConfigDict:
             },
             "steps": STEPS,
             "batch_size": 16,
-            "log_every": 1,
+            "log_every": 3,  # most steps are dispatched before the one before is looked at
             "checkpoint_every": 4,
             "watchdog_minutes": 5.0,
             "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},

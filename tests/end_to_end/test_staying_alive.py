@@ -39,6 +39,7 @@ def records(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 
 DIVERGES = {"optimizer__learning_rate": 1e30, "optimizer__warmup_steps": 2, "steps": 12}
+EVERY_STEP = {"log_every": 1}
 
 
 def test_a_step_that_is_not_finite_stops_the_run_and_can_be_run_again(scenes, tmp_path):
@@ -56,7 +57,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_can_be_run_again(scenes, tm
 
 
 def test_steps_that_are_not_finite_are_skipped_up_to_the_limit(scenes, tmp_path):
-    diverging = config(scenes, **DIVERGES, nonfinite="skip", skip_limit=2)
+    diverging = config(scenes, **DIVERGES, **EVERY_STEP, nonfinite="skip", skip_limit=2)
     with pytest.raises(FloatingPointError, match=r"with it 3 steps were not finite, more than config.skip_limit 2"):
         train(diverging, tmp_path)
     skipped = [record["step"] for record in records(tmp_path, "nonfinite.jsonl")]
@@ -94,3 +95,4 @@ def test_killed_runs_end_as_undisturbed_ones_do(tmp_path):
     done = subprocess.run([*command, "--workdir", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "bit-identical parameters: 2" in done.stdout and "lost examples: 0" in done.stdout
+    assert "repeated examples: 0" in done.stdout and "good runs: 2" in done.stdout
