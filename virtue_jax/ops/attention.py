@@ -21,6 +21,7 @@ MASKED = -0.7 * float(np.finfo(np.float32).max)  # as the splash kernel: a row w
 LOGITS_BYTES = 128 * 2**20  # "xla" works through the queries in blocks whose float32 logits fit this
 LANES = 128
 # The largest block that the TPU compiler was seen to fit into a v5e's scoped memory, forwards and backwards.
+FAST_SPLASH_BLOCK = 512  # smaller ones run, but slowly: lengths had better be multiples of it
 LARGEST_SPLASH_BLOCK = 1408
 
 
@@ -142,7 +143,7 @@ def _check_split(q, k, present: dict[str, int]) -> None:
 
 def _splash_kernel(q, k, v, scale, causal, q_segments, kv_segments, interpret):
     L, H, S = q.shape[1], q.shape[2], k.shape[1]
-    block_q, block_kv = _splash_block(L, "queries"), _splash_block(S, "keys")
+    block_q, block_kv = splash_block(L, "queries"), splash_block(S, "keys")
     sizes = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -166,7 +167,7 @@ def _splash_kernel(q, k, v, scale, causal, q_segments, kv_segments, interpret):
     return out.transpose(0, 2, 1, 3).astype(q.dtype)
 
 
-def _splash_block(length: int, what: str) -> int:
+def splash_block(length: int, what: str) -> int:
     """The largest block that divides the length."""
     blocks = [b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0]
     if not blocks:

@@ -14,7 +14,8 @@ The convention, for all figures in this project:
   second product with the frozen weight that its dropout needs are not counted either.
 
 `executed_flops` counts all of these: static shapes, padding, recomputation, the squares that an attention kernel does
-not skip. useful / executed is the share of arithmetic that was not wasted.
+not skip (blocks of causal attention count as 512 long at least). useful / executed is the share of arithmetic that was
+not wasted.
 """
 
 from collections.abc import Collection, Iterable
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
-from virtue_jax.ops.attention import LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
+from virtue_jax.ops.attention import FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.work import Work, capacity
 
@@ -175,6 +176,7 @@ def _attention_cost(config: VirtueConfig, group: RowGroup, backend: str, part: s
         return 1.0, 2.5 if blocked else 2.0  # the logits of a block are computed again
     padded = -(-head // LANES) * LANES / head  # of the matrix unit
     block = max((b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0), default=length)
+    block = max(block, FAST_SPLASH_BLOCK)  # a smaller one skips more of the square, but not more time
     square = (1 + min(block, length) / max(length, 1)) / 2 if part == "text" else 1.0
     return square * padded, 3.5  # seven products backward, two forward
 
