@@ -20,7 +20,7 @@ from virtue_jax.data.row_choice.simulate_packing import (
     simulate,
 )
 from virtue_jax.train.config import DataConfig, TrainConfig
-from virtue_jax.train.rows import resolve_rows, stated_needs
+from virtue_jax.train.rows import length_steps, resolve_rows, stated_needs
 from virtue_jax.train.sources import open_sources
 
 
@@ -59,6 +59,12 @@ def test_the_command_prints_what_a_run_would_choose(config, resolved, capsys):
     assert "of 4 pairs a step" in printed
     pasted = eval("{" + printed[printed.index('"rows": {') :] + "}")
     assert from_dict(DataConfig, {"sources": {}, **pasted}).rows == resolved.rows
+
+
+def test_lengths_suit_the_attention_backend():
+    assert length_steps("splash", 5120) == length_steps("splash", 16) == (512, 512)
+    assert length_steps("xla", 5120) == (128, 128)
+    assert length_steps("xla", 16) == (128, 4)
 
 
 @pytest.mark.parametrize(("tokens", "warns"), [(89, True), (91, False)])

@@ -14,11 +14,14 @@ from virtue_jax.data.row_choice.measure_lengths import LengthMeasure, measured_n
 from virtue_jax.data.row_choice.published_lengths import published_needs
 from virtue_jax.data.row_choice.simulate_packing import NeedSource
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
+from virtue_jax.ops.attention import FAST_SPLASH_BLOCK
 from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost.flops import executed_flops
 from virtue_jax.train.sources import open_sources
 
 _MEASURED = 2000  # elements of all sources together
+_STEP = 128  # of slots, and of patches where images have more
+_MERGED = 4  # patches of a vision token
 
 
 def resolve_rows(
@@ -72,16 +75,28 @@ def source_needs(
 def choose(config: TrainConfig, needs: Sequence[NeedSource], virtue: VirtueConfig, *, shards: int) -> Chosen:
     """`choose_rows` for a run: what a row costs is what the compiled step executes on it."""
     images = any(need.images for source in needs for element in source.elements for need in element)
+    largest = virtue.max_pixels // virtue.vision.patch_size**2 if images else 0
+    slot_step, patch_step = length_steps(config.numerics.attention, largest)
     demand = Demand(
         sources=needs,
         batch_size=config.batch_size,
         streams=config.data.streams,
         devices=shards,
-        largest_patches=virtue.max_pixels // virtue.vision.patch_size**2 if images else 0,
+        largest_patches=largest,
         cost=row_cost(config, virtue),
+        slot_step=slot_step,
+        patch_step=patch_step,
         interleave=config.data.interleave,
     )
     return choose_rows(demand)
+
+
+def length_steps(attention: str, largest_patches: int) -> tuple[int, int]:
+    """(slots, patches) that a row's are multiples of: what suits the attention backend, of which only splash is slow on
+    others; small images take what they need."""
+    if attention == "splash":
+        return FAST_SPLASH_BLOCK, FAST_SPLASH_BLOCK
+    return _STEP, _STEP if largest_patches > _STEP else _MERGED
 
 
 def row_cost(config: TrainConfig, virtue: VirtueConfig) -> Callable[[RowShape], float]:

@@ -56,6 +56,13 @@ def test_everything_fits_and_divides(chosen, name):
     assert misfit([largest], of_stream) is None, "a larger image than any of the sample"
 
 
+@pytest.mark.slow
+def test_lengths_are_multiples_of_what_is_asked():
+    groups = choose_rows(demand("scar", effort=0.1, slot_step=512, patch_step=512)).groups
+    assert all(shape.slots % 512 == 0 and shape.patches % 512 == 0 for shape, _ in groups)
+    assert max(shape.patches for shape, _ in groups) >= 5120
+
+
 def test_streams_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(ValueError, match="batch_size 512 does not divide by 3 streams"):
         choose_rows(demand("scar", streams=3))

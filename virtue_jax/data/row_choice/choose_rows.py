@@ -16,7 +16,6 @@ import numpy as np
 from virtue_jax.batch import RowShape
 from virtue_jax.data.row_choice.row_candidates import (
     LONGEST_ROW,
-    SLOT_STEP,
     Group,
     Groups,
     Sample,
@@ -46,8 +45,9 @@ class Chosen:
 @dataclass(frozen=True)
 class Demand:
     """What the rows are for. devices: rows of each group must divide by it, and by the streams. largest_patches:
-    patches of the largest image there can be, in the sample or not (0 = none has images). cost: of one row. fit: share
-    of the pairs drawn that is placed at least, on average. effort: multiplies the packings tried."""
+    patches of the largest image there can be, in the sample or not (0 = none has images). cost: of one row. slot_step,
+    patch_step: slots and patches of a row are multiples of them. fit: share of the pairs drawn that is placed at least,
+    on average. effort: multiplies the packings tried."""
 
     sources: Sequence[NeedSource]
     batch_size: int
@@ -55,6 +55,8 @@ class Demand:
     devices: int
     largest_patches: int
     cost: Callable[[RowShape], float]
+    slot_step: int = 128
+    patch_step: int = 128
     interleave: int = 64
     fit: float = FIT
     effort: float = 1.0
@@ -97,13 +99,16 @@ class _Search:
             elements=len(drawn),
             per_step=demand.batch_size * len(drawn) / pairs,
             unit=demand.unit,
+            slot_step=demand.slot_step,
+            patch_step=demand.patch_step,
             largest_patches=demand.largest_patches,
             longest=max(need.slots for need in everything),
         )
         most = {name: max(getattr(n, name) for n in everything) for name in ("points", "masks", "positives")}
         self.points, self.masks, self.positives = most["points"], bool(most["masks"]), max(1, most["positives"])
         self.prompts_per_image = max((-(-n.prompts // len(n.images)) for n in everything if n.images), default=0)
-        self.steps = {"slots": SLOT_STEP, "patches": self.sample.patch_step}
+        self.steps = {"slots": demand.slot_step, "patches": demand.patch_step}
+        self.moves = _moves(demand.slot_step)
         self.cost = functools.cache(demand.cost)
         self.scores: dict[Groups, float] = {}
 
@@ -118,11 +123,12 @@ class _Search:
         return sorted(enough or room, key=self.price)[: round(_PACKED * self.demand.effort)]
 
     def improve(self, groups: Groups, most: int) -> Groups:
-        """The best groups reached by moves of `_MOVES`, each repeated while it helps, in `most` packings."""
+        """The best groups reached by `_moves`, each repeated while it helps, in `most` packings."""
         tried = turn = failed = 0
-        while failed < len(groups) * len(_MOVES) and tried < most:
-            number, move = divmod(turn % (len(groups) * len(_MOVES)), len(_MOVES))
-            moved = _moved(groups, number, self.steps, **_MOVES[move])
+        moves = self.moves
+        while failed < len(groups) * len(moves) and tried < most:
+            number, move = divmod(turn % (len(groups) * len(moves)), len(moves))
+            moved = _moved(groups, number, self.steps, **moves[move])
             tried += moved is not None and moved not in self.scores
             if moved is not None and self.score(moved) < self.score(groups):
                 groups, failed = moved, 0
@@ -142,7 +148,7 @@ class _Search:
             return math.inf
         short = max(0.0, 1 - figures.pairs / self.wanted)
         empty = max(0.0, ROW_EFFICIENCY - figures.row_efficiency)
-        return self.price(groups) / figures.pairs * (1 + 20 * short + 4 * empty)
+        return self.price(groups) / figures.pairs * (1 + 20 * short + 6 * empty)
 
     def _possible(self, groups: Groups) -> bool:
         """Whether the longest item and the largest image have a row to go to, and buckets differ."""
@@ -216,39 +222,42 @@ def _moved(groups: Groups, number: int, steps: dict, trade: int = 0, shift: int 
     by: added to fields, in `steps`. trade: rows added while a row's size shrinks so that the capacity stays. shift:
     rows added that the next group loses.
     """
-    group, changed = groups[number], list(groups)
+    group, changed, step = groups[number], list(groups), steps["slots"]
     values = {name: getattr(group, name) + n * steps.get(name, 1) for name, n in by.items()}
     if trade and group.rows + trade > 0:
         ratio = group.rows / (group.rows + trade)
-        values = {"slots": -(-int(group.slots * ratio) // SLOT_STEP) * SLOT_STEP}
+        values = {"slots": -(-int(group.slots * ratio) // step) * step}
         values |= {name: round(getattr(group, name) * ratio) for name in ("vision_rows", "images")}
     follower = (number + 1) % len(groups)
     changed[follower] = changed[follower]._replace(rows=changed[follower].rows - shift)
     changed[number] = changed[number]._replace(**{"rows": group.rows + trade + shift, **values})
     for old, new in zip(groups, changed, strict=True):
         least = min(new.vision_rows, new.images, new.patches) if old.patches else 1
-        if new.rows < 0 or least < 1 or not SLOT_STEP <= new.slots <= LONGEST_ROW or (not old.patches and new.images):
+        if new.rows < 0 or least < 1 or not step <= new.slots <= LONGEST_ROW or (not old.patches and new.images):
             return None
     return tuple(each for each in changed if each.rows) or None
 
 
-_MOVES = (
-    {"rows": -1},
-    {"rows": 1},
-    {"shift": -1},
-    {"shift": 1},
-    {"slots": -1},
-    {"slots": 1},
-    {"slots": -4},
-    {"slots": 4},
-    {"trade": -1},
-    {"trade": 1},
-    {"vision_rows": -1},
-    {"vision_rows": 1},
-    {"images": -1},
-    {"images": 1},
-    {"patches": -1},
-    {"patches": 1},
-    {"slots": 5, "images": 1},
-    {"slots": 5, "images": 1, "vision_rows": 1},
-)
+def _moves(slot_step: int) -> tuple[dict[str, int], ...]:
+    """Changes of one group. A further image comes with room for its example, about 640 slots."""
+    far, example = 4 if slot_step < 512 else 2, max(1, round(640 / slot_step))
+    return (
+        {"rows": -1},
+        {"rows": 1},
+        {"shift": -1},
+        {"shift": 1},
+        {"slots": -1},
+        {"slots": 1},
+        {"slots": -far},
+        {"slots": far},
+        {"trade": -1},
+        {"trade": 1},
+        {"vision_rows": -1},
+        {"vision_rows": 1},
+        {"images": -1},
+        {"images": 1},
+        {"patches": -1},
+        {"patches": 1},
+        {"slots": example, "images": 1},
+        {"slots": example, "images": 1, "vision_rows": 1},
+    )

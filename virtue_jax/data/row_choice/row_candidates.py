@@ -10,7 +10,6 @@ import numpy as np
 
 from virtue_jax.data.packing.first_fit import Need
 
-SLOT_STEP = PATCH_STEP = 128  # the attention kernels' smallest block; longer blocks where lengths divide by them
 LONGEST_ROW = 8192
 _BUCKETS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.95)  # quantiles of the images' patches at which buckets may end
 _MARGINS = (0.0, 0.7, 1.4)  # room beside the mean of a row's examples, in standard deviations of their sum
@@ -34,20 +33,18 @@ Groups = tuple[Group, ...]
 @dataclass(frozen=True)
 class Sample:
     """What a step has to hold. images, texts: items of `elements` sampled elements in the data's order; one step draws
-    `per_step` elements. unit: rows of a group are multiples of it. largest_patches: of any image there can be.
-    longest: slots of the longest item of the whole sample."""
+    `per_step` elements. unit, slot_step, patch_step: rows, slots and patches of a group are multiples of them.
+    largest_patches: of any image there can be. longest: slots of the longest item of the whole sample."""
 
     images: Sequence[Need]
     texts: Sequence[Need]
     elements: int
     per_step: float
     unit: int
+    slot_step: int
+    patch_step: int
     largest_patches: int
     longest: int
-
-    @property
-    def patch_step(self) -> int:
-        return PATCH_STEP if self.largest_patches > PATCH_STEP else 4
 
 
 def round_up(n: float, step: int) -> int:
@@ -56,7 +53,7 @@ def round_up(n: float, step: int) -> int:
 
 def text_rows(sample: Sample, alone: bool) -> Group:
     """One unit of text rows beside rows with images, or as many as hold all texts."""
-    length = max(512, round_up(max(need.slots for need in sample.texts), SLOT_STEP))
+    length = max(512, round_up(max(need.slots for need in sample.texts), sample.slot_step))
     total = sum(need.slots for need in sample.texts) * sample.per_step / sample.elements
     return Group(length, 0, 0, 0, max(1, math.ceil(total / 0.97 / length / sample.unit)) if alone else 1)
 
@@ -104,10 +101,11 @@ def _of_division(ends: Sequence[int], classes: Sequence[_Class], most: int, samp
     for images in itertools.product(range(1, most + 1), repeat=len(ends)):
         for counts in _row_counts(images, classes, sample.unit):
             for margin in _MARGINS:
+                least = (*[0] * (len(ends) - 1), sample.longest)
                 groups = tuple(
-                    _group(end, held, count, kind, margin, sample.longest if g == len(ends) - 1 else 0)
-                    for g, (end, held, count, kind) in enumerate(zip(ends, images, counts, classes, strict=True))
-                    if count
+                    _group(*each, margin, sample.slot_step)
+                    for each in zip(ends, images, counts, classes, least, strict=True)
+                    if each[2]
                 )
                 if all(group.slots <= LONGEST_ROW for group in groups):
                     yield groups
@@ -133,7 +131,7 @@ def _row_counts(images: Sequence[int], classes: Sequence[_Class], unit: int) -> 
     yield from down(len(classes) - 1, 0.0)
 
 
-def _group(end: int, images: int, rows: int, kind: _Class, margin: float, longest: int) -> Group:
+def _group(end: int, images: int, rows: int, kind: _Class, longest: int, margin: float, step: int) -> Group:
     slots = images * (kind.slots + kind.text) + margin * kind.spread * math.sqrt(images)
     vision = math.ceil(images * kind.patches / (0.98 * end))
-    return Group(round_up(max(slots, longest), SLOT_STEP), end, min(max(vision, 1), images), images, rows)
+    return Group(round_up(max(slots, longest), step), end, min(max(vision, 1), images), images, rows)
