@@ -8,10 +8,12 @@ up to 1,280 vision tokens. Ours: targets that equal another query's positive are
 `large`: batch 8,192 for the same number of pairs, so an eighth of the steps and of the warm-up; the learning rate is
 multiplied by sqrt(8), the square-root rule for Adam (Malladi et al. 2022, arXiv 2205.10287).
 
-Rows: chosen with `virtue rows --lengths` (`virtue_jax/data/row_choice/choose_rows.py`) for 2B on 64 devices and 16
-streams (`large`: 256 and 64; every host has a stream or several); 7B takes the same. They hold the largest image (5,120
-patches), and place 97 to 98 % of the batch on average; the rest waits for the next step. Row efficiency 0.94 to 0.95 on
-lengths like the data's. For real data: `virtue rows --config FILE --devices N` prints what suits it best.
+Rows: found by `virtue rows --lengths` (`virtue_jax/data/row_choice/choose_rows.py`) and a longer search by the same
+simulated packing, for 2B on 64 devices and 16 streams (`large`: 256 and 64; every host has a stream or several); 7B
+takes the same. All lengths are multiples of 512, for the attention kernel's sake. They hold the largest image (5,120
+patches). On lengths like the data's, row efficiency is 0.92 (SCaR) and 0.93 (MMEB), `large` 0.93 and 0.97, and 1 to 4 %
+of the batch waits for the next step (BENCHMARKS.md, "Row efficiency"). For real data: `virtue rows --config FILE
+--devices N` prints what suits it best.
 """
 
 import ml_collections
@@ -86,23 +88,23 @@ def _images(rows: int, *, slots: int, examples: int, vision: tuple[int, int], im
 BOX, GRID = 3, 10  # points of a prompt: two corners, or a grid of nine, and SAM-2's padding point
 SCAR_ROWS = {
     "": {
-        "images_1": _images(128, slots=1920, examples=44, vision=(3, 1408), images=3, points=BOX),
-        "images_2": _images(128, slots=2176, examples=36, vision=(3, 1792), images=3, points=BOX),
-        "images_3": _images(128, slots=1664, examples=28, vision=(1, 5120), images=3, points=BOX),
+        "images_1": _images(128, slots=2560, examples=72, vision=(4, 1536), images=4, points=BOX),
+        "images_2": _images(192, slots=1536, examples=24, vision=(2, 2048), images=2, points=BOX),
+        "images_3": _images(64, slots=2048, examples=12, vision=(1, 5120), images=2, points=BOX),
     },
     "large": {
-        "images_1": _images(1280, slots=1920, examples=68, vision=(3, 1408), images=3, points=BOX),
-        "images_2": _images(768, slots=2176, examples=24, vision=(3, 1664), images=3, points=BOX),
-        "images_3": _images(1024, slots=1664, examples=8, vision=(1, 5120), images=2, points=BOX),
+        "images_1": _images(1024, slots=2560, examples=96, vision=(4, 1536), images=4, points=BOX),
+        "images_2": _images(1536, slots=1536, examples=24, vision=(2, 2048), images=2, points=BOX),
+        "images_3": _images(512, slots=2048, examples=12, vision=(1, 5120), images=2, points=BOX),
     },
 }
 MMEB_ROWS = {
     "": {
-        "images_1": _images(192, slots=2432, examples=72, vision=(2, 3584), images=4, points=GRID),
-        "images_2": _images(128, slots=4352, examples=20, vision=(3, 5120), images=7, points=GRID),
+        "images_1": _images(256, slots=2560, examples=80, vision=(2, 4096), images=4, points=GRID),
+        "images_2": _images(128, slots=3072, examples=24, vision=(2, 5120), images=5, points=GRID),
     },
     "large": {
-        "images_1": _images(1280, slots=3072, examples=60, vision=(3, 2688), images=5, points=GRID),
-        "images_2": _images(2560, slots=1664, examples=20, vision=(1, 5120), images=2, points=GRID),
+        "images_1": _images(1280, slots=3072, examples=96, vision=(3, 3072), images=5, points=GRID),
+        "images_2": _images(1280, slots=3072, examples=24, vision=(2, 5120), images=5, points=GRID),
     },
 }

@@ -17,6 +17,7 @@ from virtue_jax.data.packing.first_fit import Need, misfit
 from virtue_jax.data.row_choice.published_lengths import published_needs
 from virtue_jax.data.row_choice.simulate_packing import SampleOrder, simulate
 from virtue_jax.data.sources.mmeb import SUBSETS
+from virtue_jax.ops.attention import FAST_SPLASH_BLOCK, splash_block
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.setup import setup
@@ -83,8 +84,9 @@ def test_hyper_parameters_are_the_published_ones(size, stage, variant):
 
 @pytest.mark.parametrize("size", ["2b", "7b"])
 @pytest.mark.parametrize("stage", ["mmeb", "scar"])
-def test_full_size_runs_train_adapter_and_connector(size, stage):
-    config, virtue = published(size, stage, ""), geometry(size)
+@pytest.mark.parametrize("variant", ["", "large"])
+def test_full_size_runs_train_adapter_and_connector(size, stage, variant):
+    config, virtue = published(size, stage, variant), geometry(size)
     # One device stands for the mesh: all shapes are global. This machine's attention, not a TPU's.
     numerics = dataclasses.replace(config.numerics, attention="xla")
     run = setup(dataclasses.replace(config, numerics=numerics), virtue, make_mesh(MeshConfig(), jax.devices()[:1]))
@@ -116,7 +118,8 @@ def test_rows_divide_over_devices_and_streams_and_hold_the_longest_example(size,
     assert virtue.text.intermediate_size % (128 * config.mesh.fsdp) == 0
     for group in config.data.rows.values():
         assert group.rows % devices == group.rows % streams == 0
-        assert group.shape.slots % 128 == 0 and group.shape.patches % 128 == 0  # the attention kernel's blocks
+        for length in (group.shape.slots, group.shape.patches):
+            assert length % FAST_SPLASH_BLOCK == 0 and splash_block(length, "slots or patches") >= FAST_SPLASH_BLOCK
     points = 3 if stage == "scar" else virtue.points_per_side**2 + 1
     patches = virtue.max_pixels // virtue.vision.patch_size**2
     query = Need(virtue.segmentation_tokens + patches // 4 + 90, (("i", patches, True),), 1, 1, points, positives=1)

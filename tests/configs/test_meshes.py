@@ -1,4 +1,4 @@
-"""The published runs are set up on meshes of their size, of virtual devices: rows and parameters divide, stages trace."""
+"""The published runs set up on meshes of their size, of virtual devices: rows and parameters divide, stages trace."""
 
 import json
 import os
