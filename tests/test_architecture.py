@@ -32,7 +32,7 @@ ROOMS = {
     "eval": (LEAVES | {"data", "embedder"}, {"numpy", "rich", "matplotlib"}),
     "train": (
         LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory"},
-        {"jax", "flax", "optax", "orbax", "etils", "numpy", "rich", "tensorboardX"},
+        {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
     ),
     "cli": (
         {"config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
