@@ -36,8 +36,6 @@ def run(argv: list[str]) -> None:
     config, options = _parse(argv)
     if options.distributed or options.coordinator or options.processes or options.process >= 0:
         join(options.coordinator, options.processes, options.process)
-    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl's global flags
-        flags.FLAGS.mark_as_parsed()
     try:
         train(config, options.workdir)
     except Interrupted as stopped:

@@ -29,7 +29,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One data set: `kind` "scar" (SCaR parquet, the `scenes` generator's included), "mmeb" or "jsonl".
+    """One data set: `kind` "scar" (SCaR parquet, the `scenes` generator's included), "mmeb", "jsonl", or "prepared"
+    (written by `virtue prepare`, where its limit, prompts and grouping are settled).
 
     path: file or folder; image_root: folder that image paths are relative to (default: beside the data).
     weight: share of this source in the mixture, by pairs; limit: only the first so many rows, 0 = all.
