@@ -74,7 +74,7 @@ def test_what_cannot_be_read_is_named_once_and_replaced_and_the_rest_is_told(sce
     workdir = tmp_path / "run"
     train(given, workdir)
     named = records(workdir, "quarantine.jsonl")
-    assert len(named) == len({entry["element"] for entry in named}) >= 1
+    assert len(named) == len({(entry["element"], entry["origin"]) for entry in named}) >= 1
     assert all("truncated" in entry["error"] for entry in named)
     last = records(workdir)[-1]
     assert last["bad_rows"] == len(named)

@@ -17,18 +17,23 @@ class Quarantine:
 
     def __init__(self, workdir: Path):
         self.path = workdir / FILE
-        self._known = {entry["element"] for entry in read_whole_lines(self.path)}
+        self._known = {_identity(entry) for entry in read_whole_lines(self.path)}
         _end_with_whole_line(self.path)
 
     def add(self, entries: list[dict]) -> list[dict]:
         """Those of `entries` that are new, now written."""
-        new = [entry for entry in entries if entry["element"] not in self._known]
-        fresh = {entry["element"]: entry for entry in new}
+        new = [entry for entry in entries if _identity(entry) not in self._known]
+        fresh = {_identity(entry): entry for entry in new}
         if fresh:
             with told_of_the_disk("the quarantine of unreadable data", self.path.parent), self.path.open("a") as file:
                 file.write("".join(json.dumps(entry) + "\n" for entry in fresh.values()))
             self._known |= set(fresh)
         return list(fresh.values())
+
+
+def _identity(entry: dict) -> tuple[int, str]:
+    """An element may hold several pairs on one image, each with an origin of its own."""
+    return entry["element"], entry["origin"]
 
 
 def read_whole_lines(path: Path) -> list[dict]:
