@@ -1,6 +1,7 @@
 """VIRTUE assembled: image towers -> segmentation and vision tokens -> language model -> one vector per example."""
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,11 @@ from virtue_jax.models.qwen2_text import QwenText
 from virtue_jax.models.qwen2_vision import QwenVision
 from virtue_jax.models.sam2 import Sam2
 from virtue_jax.parallel.constrain import EVERY, ROWS, constrain
+
+
+def towers_are_frozen(trainable: Iterable[str]) -> bool:
+    """Whether no parameter of the image towers is among these paths."""
+    return not any(path.startswith(("sam2.", "vision.")) for path in trainable)
 
 
 class TowerOutputs(NamedTuple):

@@ -14,7 +14,7 @@ from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters, select
-from virtue_jax.models.virtue import Virtue
+from virtue_jax.models.virtue import Virtue, towers_are_frozen
 from virtue_jax.ops.attention import check_backend
 from virtue_jax.parallel.mesh import DATA, replicated, row_shards, rows
 from virtue_jax.parallel.shardings import parameter_shardings
@@ -31,8 +31,6 @@ from virtue_jax.train.step import (
     make_update,
     without_pixels,
 )
-
-_TOWERS = ("sam2.", "vision.")
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,33 @@ class TrainSetup:
     init: Callable
     mesh: Mesh
 
-    def step(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
-        """All stages of a step: (state, metrics); `state` is given away."""
-        outputs = self.towers(frozen, groups)
-        gradients, metrics = self.gradients(state.trainable, state.step, frozen, self.embed_inputs(groups), outputs)
-        state, more = self.update(state, gradients, metrics["loss"])
+    def step(
+        self,
+        state: TrainState,
+        frozen: Mapping[str, jax.Array],
+        groups: tuple[Batch, ...],
+        *,
+        stages=None,
+        done: Callable | None = None,
+    ):
+        """All stages of a step: (state, metrics); `state` is given away.
+
+        stages: what has `towers`, `gradients` and `update` to call (default: this). done: called with the name and the
+        result of each stage.
+        """
+        stages, done = stages or self, done or (lambda name, result: None)
+        outputs = stages.towers(frozen, groups)
+        done("towers", outputs)
+        found = stages.gradients(state.trainable, state.step, frozen, self.embed_inputs(groups), outputs)
+        done("gradients", found)
+        gradients, metrics = found
+        state, more = stages.update(state, gradients, metrics["loss"])
+        done("update", state)
         return state, metrics | more
 
     def embed_inputs(self, groups: tuple[Batch, ...]) -> tuple[Batch, ...]:
         """What `gradients` takes of the row groups: without images where the towers have run already."""
-        frozen_towers = not any(path.startswith(_TOWERS) for path in self.state.trainable)
-        return tuple(map(without_pixels, groups)) if frozen_towers else groups
+        return tuple(map(without_pixels, groups)) if towers_are_frozen(self.state.trainable) else groups
 
 
 def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
@@ -89,7 +103,7 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
         loss=config.loss,
         chunks=tuple(max(1, group.micro_batches) for group in config.data.rows.values()),
         seed=config.seed,
-        frozen_towers=not any(path.startswith(_TOWERS) for path in trainable),
+        frozen_towers=towers_are_frozen(trainable),
         stop=config.nonfinite == "stop",
     )
     state = _abstract_state(trainable, optimizer, mesh)

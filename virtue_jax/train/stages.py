@@ -27,28 +27,20 @@ class Stages:
 
     def __call__(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
         """(state, metrics) of one step, dispatched and not waited for; `state` is given away."""
-        return self._step(state, frozen, groups, lambda name, value: value)
+        return self.run.step(state, frozen, groups, stages=self)
 
     def timed(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
         """(state, metrics, {"STAGE_seconds": seconds}): waits for each stage before it starts the next."""
         jax.block_until_ready((state, groups))
         seconds, begin = {}, time.perf_counter()
 
-        def wait(name: str, value):
+        def wait(name: str, result) -> None:
             nonlocal begin
-            jax.block_until_ready(value)
+            jax.block_until_ready(result)
             now = time.perf_counter()
             seconds[f"{name}_seconds"], begin = now - begin, now
-            return value
 
-        return *self._step(state, frozen, groups, wait), seconds
-
-    def _step(self, state, frozen, groups, done: Callable):
-        outputs = done("towers", self.towers(frozen, groups))
-        inputs = self.run.embed_inputs(groups)
-        gradients, metrics = done("gradients", self.gradients(state.trainable, state.step, frozen, inputs, outputs))
-        state, more = done("update", self.update(state, gradients, metrics["loss"]))
-        return state, metrics | more
+        return *self.run.step(state, frozen, groups, stages=self, done=wait), seconds
 
 
 def compile_stages(run: TrainSetup) -> Stages:

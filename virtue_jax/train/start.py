@@ -14,8 +14,7 @@ from virtue_jax.checkpoint import companions, load_config, load_parameters, stor
 from virtue_jax.config import Numerics, TextConfig, VirtueConfig
 from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import InvalidExample, TrainingPair
-from virtue_jax.data.packing.loader import PairSource
+from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.models.virtue import Virtue

@@ -166,7 +166,7 @@ class StepLoop:
         """Waits for the step that is not looked at yet, and looks at it."""
         if self._pending is None:
             return
-        done, self._settled, self._pending = self._pending, self._pending, None
+        done, self._pending = self._pending, None
         self._metrics = {name: float(value) for name, value in jax.device_get(dict(done.metrics)).items()}
         finite = self._metrics.pop("finite")
         self.done = done.step
@@ -176,6 +176,7 @@ class StepLoop:
             self.log.say(self.nonfinite.meet(done.step, done.batch, self._metrics, self._state))
         if self.seen is not None:
             self.seen(done.step, done.batch)
+        self._settled = done._replace(batch=None, metrics={})  # a save needs no more; a batch is large
         self.checkpoints.check()
 
     def _save(self, done: Started) -> None:

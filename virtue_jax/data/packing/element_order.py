@@ -7,6 +7,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from virtue_jax.data.example import PairSource
+
 _CYCLE = 4096  # blocks after which the sources' turns repeat; weights are kept to one part in so many
 
 
@@ -65,6 +67,12 @@ class ElementOrder:
             grain.MapDataset.range(n).shuffle(seed=source_seed).repeat()
             for n, source_seed in zip(lengths, seeds, strict=True)
         ]
+
+    @classmethod
+    def of(cls, sources: Sequence[PairSource], **options) -> "ElementOrder":
+        """The order of sources, some of which may count several pairs a row (`pairs`)."""
+        lengths = [len(source) for source in sources]
+        return cls(lengths, pairs=[getattr(source, "pairs", len(source)) for source in sources], **options)
 
     def __getitem__(self, number: int) -> RowRef:
         cycle, offset = divmod(number, self._starts[-1])

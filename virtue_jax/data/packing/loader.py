@@ -70,17 +70,9 @@ def training_loader(
             range; on `next`: too many elements that cannot be used.
     """
     own = tuple(range(streams) if own is None else own)
-    _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows)
-    if pixels not in PIXELS:
-        raise ValueError(f"pixels {pixels!r}: expected one of {', '.join(PIXELS)}")
+    _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows, pixels)
     of_stream = [(shape, rows // streams) for shape, rows in groups]
-    order = ElementOrder(
-        [len(source) for source in sources],
-        pairs=[getattr(source, "pairs", len(source)) for source in sources],
-        seed=seed,
-        weights=weights,
-        interleave=interleave,
-    )
+    order = ElementOrder.of(sources, seed=seed, weights=weights, interleave=interleave)
     reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed, pixels)
     ahead = max(1, min(reader.step_pairs, READ_AHEAD // len(own)))
     rules = StreamRules(reader.step_pairs, ahead, bad_rows, order.mean_pairs)
@@ -177,7 +169,9 @@ class _Maker:
             self._made.put(error)
 
 
-def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows) -> None:
+def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows, pixels) -> None:
+    if pixels not in PIXELS:
+        raise ValueError(f"pixels {pixels!r}: expected one of {', '.join(PIXELS)}")
     if not groups:
         raise ValueError("no row group; give at least one in config.data.rows")
     for shape, rows in groups:

@@ -94,23 +94,27 @@ def write_scenes(
     """
     words = vocabulary or Vocabulary()
     check_ranges(width, height, objects, words)
-    if train < 0 or eval < 0 or train + eval == 0:
-        raise ValueError(f"train={train}, eval={eval}: expected numbers of images, at least one in all")
-    if not 0 <= negatives <= 9 or image_format not in ("png", "jpg"):
-        raise ValueError(f"negatives={negatives}, image_format={image_format!r}: expected 0 to 9; 'png' or 'jpg'")
+    _check_counts(train, eval, negatives, image_format)
     draw = partial(make_scene, seed, width=width, height=height, objects=objects, vocabulary=words)
     splits = (
         _Split("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, partial(_train_row, negatives=negatives)),
         _Split("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
     )
-    done, rows = 0, {split.name: 0 for split in splits}
-    for split in splits:
-        for count in _write_split(Path(out_dir), split, draw, image_format) if split.images else ():
-            rows[split.name] += count
-            done += 1
-            if progress:
-                progress(done, train + eval)
+    rows = {split.name: 0 for split in splits}
+    root, there = Path(out_dir), [split for split in splits if split.images]
+    written = ((split.name, count) for split in there for count in _write_split(root, split, draw, image_format))
+    for done, (name, count) in enumerate(written, start=1):
+        rows[name] += count
+        if progress:
+            progress(done, train + eval)
     return rows
+
+
+def _check_counts(train: int, eval: int, negatives: int, image_format: str) -> None:
+    if train < 0 or eval < 0 or train + eval == 0:
+        raise ValueError(f"train={train}, eval={eval}: expected numbers of images, at least one in all")
+    if not 0 <= negatives <= 9 or image_format not in ("png", "jpg"):
+        raise ValueError(f"negatives={negatives}, image_format={image_format!r}: expected 0 to 9; 'png' or 'jpg'")
 
 
 class _Split(NamedTuple):

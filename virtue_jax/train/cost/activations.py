@@ -18,6 +18,7 @@ from virtue_jax.models.hiera import PATCH_STRIDE
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import dotted
 from virtue_jax.models.qwen2_text import QwenText
+from virtue_jax.models.virtue import towers_are_frozen
 from virtue_jax.ops.attention import LOGITS_BYTES
 from virtue_jax.parallel.mesh import ROWS, TENSOR
 
@@ -42,7 +43,7 @@ class Run:
 
     @property
     def frozen_towers(self) -> bool:
-        return not any(path.startswith(("sam2.", "vision.")) for path in self.trainable)
+        return towers_are_frozen(self.trainable)
 
 
 def array_bytes(arrays: Iterable[jax.ShapeDtypeStruct]) -> int:
