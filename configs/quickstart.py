@@ -32,8 +32,8 @@ def _recognise() -> dict:
         "data": {
             "sources": {"scenes": {"path": f"{DATA}/scenes-one"}},
             "rows": {
-                "images": {"shape": images, "rows": 24},
-                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 3},
+                "images": {"shape": images, "rows": 24, "micro_batches": 1},
+                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 3, "micro_batches": 1},
             },
         },
         "steps": 300,
@@ -49,9 +49,9 @@ def _point() -> dict:
         "data": {
             "sources": {"scenes": {"path": f"{DATA}/scenes"}},
             "rows": {
-                "images": {"shape": images, "rows": 12},
+                "images": {"shape": images, "rows": 12, "micro_batches": 1},
                 # A positive and three distractors for each of 48 queries, 10 captions or so to a row.
-                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 20},
+                "text": {"shape": {"slots": 128, "examples": 12}, "rows": 20, "micro_batches": 1},
             },
             "hard_negatives": 3,
             "share_images": 4,

@@ -69,7 +69,7 @@ def test_lengths_suit_the_attention_backend():
 
 @pytest.mark.parametrize(("tokens", "warns"), [(89, True), (91, False)])
 def test_the_command_warns_of_rows_under_nine_tenths_full(config, capsys, tokens, warns):
-    group = GroupFigures(tokens, 100, 0, 0, 0, 0, most_examples=4, most_images=0, most_prompts=0)
+    group = GroupFigures(tokens, 100, 0, 0, 0, 0, most_examples=4)
     chosen = Chosen(((RowShape(100, 4), 1),), PackingFigures((group,), pairs=4.0, waiting=0.0, longest_wait=0), 1.0)
     tell(config, chosen, Console())
     warning = "row efficiency is under 0.90. Each of config.data.streams=1 streams packs 4 of the 4 pairs"

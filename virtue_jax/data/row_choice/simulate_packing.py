@@ -25,7 +25,7 @@ class NeedSource(NamedTuple):
 @dataclass(frozen=True)
 class GroupFigures:
     """One row group over a whole simulation: real tokens and slots, real patches and their capacity, SAM runs and
-    theirs; the most examples, prompted images and prompts of one row."""
+    theirs; the most examples of one row."""
 
     tokens: int
     slots: int
@@ -34,8 +34,6 @@ class GroupFigures:
     runs: int
     run_capacity: int
     most_examples: int
-    most_images: int
-    most_prompts: int
 
     @property
     def row_efficiency(self) -> float:
@@ -166,26 +164,20 @@ class _Totals:
     """Sums and maxima of one group over steps."""
 
     def __init__(self):
-        self.sums, self.most = [0] * 6, [0] * 3
+        self.sums, self.most_examples = [0] * 6, 0
 
     def figures(self) -> GroupFigures:
-        return GroupFigures(*self.sums, *self.most)
+        return GroupFigures(*self.sums, self.most_examples)
 
     def add(self, used: dict[int, list[int]], held: dict, shape: RowShape, rows: int) -> None:
-        """used: [tokens, examples, prompts] by row; held: {(row, image): (patches, prompted)}."""
-        runs: dict[int, int] = {}
-        for (row, _), (_, prompted) in held.items():
-            runs[row] = runs.get(row, 0) + prompted
-        real = (sum(use[0] for use in used.values()), sum(patches for patches, _ in held.values()), sum(runs.values()))
+        """used: [tokens, examples] by row; held: {(row, image): (patches, prompted)}."""
+        patches, runs = (sum(column) for column in zip(*held.values(), strict=True)) if held else (0, 0)
+        real = (sum(tokens for tokens, _ in used.values()), patches, runs)
         room = (shape.slots, shape.vision_rows * shape.patches, shape.images)
         for i in range(3):
             self.sums[2 * i] += real[i]
             self.sums[2 * i + 1] += rows * room[i]
-        most = (max((use[n] for use in used.values()), default=0) for n in (1, 2))
-        examples, prompts = most
-        self.most = [
-            max(pair) for pair in zip(self.most, (examples, max(runs.values(), default=0), prompts), strict=True)
-        ]
+        self.most_examples = max([self.most_examples, *(examples for _, examples in used.values())])
 
 
 def _count(totals: list[_Totals], candidates: Sequence[Element], fit: Fit, groups: Groups) -> None:
@@ -193,10 +185,9 @@ def _count(totals: list[_Totals], candidates: Sequence[Element], fit: Fit, group
     held: list[dict] = [{} for _ in groups]
     for element, places in zip(candidates, fit.places, strict=True):
         for need, (group, row) in zip(element, places or (), strict=False):
-            use = used[group].setdefault(row, [0, 0, 0])
+            use = used[group].setdefault(row, [0, 0])
             use[0] += need.slots
             use[1] += need.examples
-            use[2] += need.prompts
             for key, patches, prompted in need.images:
                 known = held[group].get((row, key))
                 held[group][row, key] = (patches, prompted or (known is not None and known[1]))
