@@ -10,22 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import kill_and_resume
 import numpy as np
 import pytest
+import recorded_train
+import survival_run
+
+from virtue_jax.checkpoint import parameter_shapes, save_model
+from virtue_jax.config import from_dict
+from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.sources import open_sources
+from virtue_jax.train.start import starting_model
 
 HERE = Path(__file__).parent
 ROOT, END_TO_END = HERE.parents[1], HERE.parent / "end_to_end"
-sys.path.insert(0, str(END_TO_END))
-
-import kill_and_resume  # noqa: E402
-import recorded_train  # noqa: E402
-import survival_run  # noqa: E402
-
-from virtue_jax.checkpoint import parameter_shapes, save_model  # noqa: E402
-from virtue_jax.config import from_dict  # noqa: E402
-from virtue_jax.train.config import TrainConfig  # noqa: E402
-from virtue_jax.train.sources import open_sources  # noqa: E402
-from virtue_jax.train.start import starting_model  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
