@@ -34,8 +34,9 @@ ROOMS = {
         LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory"},
         {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
     ),
+    "aot": (LEAVES | {"models", "ops", "parallel", "train"}, {"jax", "numpy"}),
     "cli": (
-        {"config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
+        {"aot", "config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
     "__init__": ({"embedder"}, set()),

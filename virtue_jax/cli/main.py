@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train from a run file (configs/*.py)",
     "prepare": "write a run's data once, in files made for training",
     "rows": "choose a run's row groups from the lengths of its data",
+    "flags": "compiler flags for a kind of chip, for the environment of `virtue train`",
     "eval": "evaluate a model on SCaR",
     "embed": "embed the lines of a JSONL file",
 }
