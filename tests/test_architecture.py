@@ -35,6 +35,7 @@ ROOMS = {
         {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
     ),
     "aot": (LEAVES | {"models", "ops", "parallel", "train"}, {"jax", "numpy"}),
+    "aot/study": ({"aot", "config", "new_directory"}, {"numpy", "rich", "matplotlib", "yaml"}),
     "cli": (
         {"aot", "config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
         {"numpy", "rich", "absl", "ml_collections"},
@@ -51,7 +52,8 @@ FILE_ACCESS = {"os", "pathlib", "io", "shutil", "tempfile", "json", "open"}
 
 def room_of(name: str) -> str:
     parts = Path(name).with_suffix("").parts
-    return parts[0] if parts[0] == "converters" else parts[1]
+    inner = "/".join(parts[1:3])
+    return parts[0] if parts[0] == "converters" else inner if inner in ROOMS else parts[1]
 
 
 def imports(tree: ast.AST) -> set[str]:
