@@ -45,7 +45,7 @@ def published_run(
             "steps": steps // large,
             "batch_size": 1024 * large,
             "optimizer": {"learning_rate": 2e-5 * large**0.5, "warmup_steps": 200 // large, "decay": "linear"},
-            "numerics": {"compute": "bfloat16", "params": "bfloat16", "attention": "splash", "remat": "layer"},
+            "numerics": {"compute": "bfloat16", "params": "bfloat16", "attention": "auto", "remat": "layer"},
             "loss": {"temperature": 0.02},
             "mesh": {"data": -1, "fsdp": fsdp},
             "log_every": 10,

@@ -205,7 +205,8 @@ class Numerics:
 
     remat: what a backward pass keeps of each layer: everything ("none"), its input ("layer": everything else is
     computed again), or the results of its matrix products too ("dots"). "auto": training chooses by a memory estimate;
-    without training the same as "none".
+    without training the same as "none". attention: a backend of `ops.attention` that a model can run with; "auto"
+    in a run file (`train.config.RunNumerics`) is resolved before a model is made.
     """
 
     compute: str = "float32"

@@ -21,6 +21,7 @@ from virtue_jax.data.row_choice.simulate_packing import (
 )
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.rows import length_steps, resolve_rows, stated_needs
+from virtue_jax.train.setup import with_attention
 from virtue_jax.train.sources import open_sources
 
 
@@ -30,7 +31,7 @@ def config(scenes, tiny_virtue) -> TrainConfig:
     values["model"]["directory"] = str(tiny_virtue)
     values["data"]["sources"]["scenes"]["path"] = str(scenes)
     values["data"]["rows"] = {}
-    return from_dict(TrainConfig, values)
+    return with_attention(from_dict(TrainConfig, values), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_chosen_rows_place_the_batch_and_can_be_stored(config, resolved):
 
 def test_the_command_prints_what_a_run_would_choose(config, resolved, capsys):
     given = tiny_run.given(config.data.sources["scenes"].path, config.model.directory)
-    main(["rows", *tiny_run.COMMAND, *given, "--devices", "2"])
+    main(["rows", *tiny_run.COMMAND, *given, "--devices", "2", "--platform", "cpu"])
     printed = capsys.readouterr().out
     assert "of 4 pairs a step" in printed
     pasted = eval("{" + printed[printed.index('"rows": {') :] + "}")

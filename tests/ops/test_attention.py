@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from virtue_jax.ops import attention as module
-from virtue_jax.ops.attention import attention, check_backend
+from virtue_jax.ops.attention import attention, resolve_backend
 
 
 def _inputs(B=2, L=256, S=None, H=4, K=2, D=16, dtype=jnp.float32, seed=0):
@@ -149,9 +149,16 @@ def test_unknown_and_unusable_backends_say_what_to_do():
         attention(q, k, v, backend="flash")
     with pytest.raises(ValueError, match=r"100 queries are not a multiple of 128.*numerics\.attention='xla'"):
         attention(q, k, v, backend="splash")
-    with pytest.raises(ValueError, match=r"'splash' does not run on 'cpu'.*\['xla'\]"):
-        check_backend("splash", "cpu")
-    check_backend("splash", "tpu")
+    with pytest.raises(ValueError, match=r"'splash' does not run on 'cpu'.*\['auto', 'xla'\]"):
+        resolve_backend("splash", "cpu")
+    with pytest.raises(ValueError, match="'auto' is not one of"):
+        attention(*_inputs(), backend="auto")
+
+
+def test_auto_is_the_kernel_of_the_platform_and_a_named_backend_stays():
+    found = {platform: resolve_backend("auto", platform) for platform in ("tpu", "cpu", "rocm")}
+    assert found == {"tpu": "splash", "cpu": "xla", "rocm": "xla"}
+    assert resolve_backend("splash", "tpu") == "splash" and resolve_backend("xla", "tpu") == "xla"
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -12,13 +12,18 @@ from virtue_jax.data.row_choice.choose_rows import Chosen
 from virtue_jax.data.row_choice.published_lengths import PUBLISHED
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.rows import choose, row_groups, stated_needs
+from virtue_jax.train.setup import with_attention
 
 ROW_EFFICIENCY = 0.90  # real tokens / slots, below which the command warns
-USAGE = "virtue rows --config configs/NAME.py [--devices N] [--lengths scar|mmeb] [--config.x=y ...]"
+USAGE = (
+    "virtue rows --config configs/NAME.py [--devices N] [--platform tpu|cuda|rocm|cpu] [--lengths scar|mmeb] "
+    "[--config.x=y ...]"
+)
 HELP = f"""usage: {USAGE}
 Reads image headers and texts of a sample of the run's data, or takes made-up lengths like SCaR-train's or MMEB-train's
 (--lengths; the run file's model directory has to exist all the same), and searches for the row groups of least cost.
---devices: over how many devices rows are split (mesh axes data and fsdp); each group's rows divide by it."""
+--devices: over how many devices rows are split (mesh axes data and fsdp); each group's rows divide by it.
+--platform: of those devices; what numerics.attention 'auto' means there decides which lengths are fast."""
 
 
 def run(argv: list[str]) -> None:
@@ -29,13 +34,14 @@ def run(argv: list[str]) -> None:
     given, options = read_run_file("virtue rows", argv, USAGE, _define)
     if given is None:
         raise ValueError(f"usage: {USAGE}")
-    config = from_dict(TrainConfig, given)
+    config = with_attention(from_dict(TrainConfig, given), options.platform)
     needs, virtue = stated_needs(config, options.lengths)
     tell(config, choose(config, needs, virtue, shards=options.devices), Console())
 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("devices", 1, "devices that rows are split over", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("platform", "tpu", ["tpu", "cuda", "rocm", "cpu"], "of the devices", flag_values=values)
     flags.DEFINE_enum("lengths", "", ["", *PUBLISHED], "made-up lengths in place of the data's", flag_values=values)
 
 

@@ -179,17 +179,23 @@ def splash_block(length: int, what: str) -> int:
 
 
 BACKENDS = {"xla": _xla, "splash": _splash}
-PLATFORMS = {"xla": ("cpu", "gpu", "cuda", "rocm", "tpu"), "splash": ("tpu",)}
+PLATFORMS = {"xla": ("cpu", "cuda", "rocm", "tpu"), "splash": ("tpu",)}
+AUTO = "auto"  # the kernel that is made for a platform; "xla" where none is
+KERNELS = {"tpu": "splash"}
 
 
-def check_backend(backend: str, platform: str) -> None:
-    """Refuses an attention backend that cannot run on the mesh's platform, before anything is compiled.
+def resolve_backend(backend: str, platform: str) -> str:
+    """The backend that `numerics.attention` names on a platform ("tpu", "cuda", "rocm", "cpu"): "auto" is its kernel.
 
     Raises:
         ValueError: unknown backend, or one that is for another platform; says which can be used.
     """
+    if backend == AUTO:
+        return KERNELS.get(platform, "xla")
     usable = [name for name, platforms in PLATFORMS.items() if platform in platforms]
     if backend not in usable:
         raise ValueError(
-            f"attention backend {backend!r} does not run on {platform!r}: set numerics.attention to one of {usable}"
+            f"attention backend {backend!r} does not run on {platform!r}: set numerics.attention to one of "
+            f"{[AUTO, *usable]}"
         )
+    return backend

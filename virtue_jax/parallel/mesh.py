@@ -60,6 +60,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """What the mesh's devices are, which need not be this machine's: "tpu", "cuda", "rocm" or "cpu"."""
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu":
+        return device.platform
+    return "rocm" if "rocm" in device.client.platform_version.lower() else "cuda"
+
+
 def rows(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the row axes."""
     return NamedSharding(mesh, PartitionSpec(ROWS))

@@ -84,6 +84,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RunNumerics(Numerics):
+    """`Numerics` of a run; attention "auto" is the kernel that is made for the platform of the mesh
+    (`ops.attention.KERNELS`), so that one run file serves TPUs, GPUs and CPUs."""
+
+    attention: str = "auto"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run. `batch_size`: pairs per step over all processes (a step may hold fewer where rows are full).
 
@@ -102,7 +110,7 @@ class TrainConfig:
     batch_size: int
     trainable: tuple[str, ...] = (r"text\..*\.(lora_a|lora_b|magnitude)", r"connector\..*")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    numerics: Numerics = field(default_factory=Numerics)
+    numerics: RunNumerics = field(default_factory=RunNumerics)
     loss: LossConfig = field(default_factory=LossConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     seed: int = 0

@@ -15,7 +15,7 @@ from rich.console import Console
 from virtue_jax.checkpoint import save_model
 from virtue_jax.config import from_dict, to_dict
 from virtue_jax.new_directory import replace_text
-from virtue_jax.parallel.mesh import local_streams, make_mesh, row_parts, row_shards
+from virtue_jax.parallel.mesh import local_streams, make_mesh, platform_of, row_parts, row_shards
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
 from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.cost.fitting import fitted_setup
@@ -24,7 +24,7 @@ from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
 from virtue_jax.train.reporting.step_log import StepLog
 from virtue_jax.train.reporting.summary import print_summary
 from virtue_jax.train.rows import resolve_rows
-from virtue_jax.train.setup import TrainSetup
+from virtue_jax.train.setup import TrainSetup, with_attention
 from virtue_jax.train.sources import make_loader, open_sources
 from virtue_jax.train.stages import compile_stages
 from virtue_jax.train.start import StartingModel, load_weights, starting_model
@@ -95,6 +95,7 @@ class _Made:
 
 def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
     mesh = make_mesh(config.mesh)
+    config = with_attention(config, platform_of(mesh))
     _check_streams(config, mesh, workdir, _say(console))
     if is_leader():
         forget_another_run(workdir, config, row_shards(mesh), _say(console))

@@ -29,9 +29,9 @@ def resolve_rows(
 ) -> DataConfig:
     """The data configuration with its row groups; those given stay, else they are chosen from a sample of the sources.
 
-    sources: one per `config.data.sources`. shards: devices that rows are split over (mesh axes data and fsdp). A
-    function of its arguments alone, so that all processes choose the same. A resumed run must keep the groups it began
-    with, on whatever mesh: store `config.to_dict(result)["rows"]`, which `from_dict` of a `DataConfig` reads.
+    config: its attention is resolved. sources: one per `config.data.sources`. shards: devices that rows are split over
+    (mesh axes data and fsdp). A function of its arguments alone, so that all processes choose the same. A resumed run
+    must keep the groups it began with, on whatever mesh: store `config.to_dict(result)["rows"]`, which `from_dict` of a `DataConfig` reads.
 
     Raises:
         InvalidExample: sources of which most rows cannot be read. ValueError: as `choose_rows`.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -15,8 +15,8 @@ from virtue_jax.config import VirtueConfig
 from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters, select
 from virtue_jax.models.virtue import Virtue, towers_are_frozen
-from virtue_jax.ops.attention import check_backend
-from virtue_jax.parallel.mesh import DATA, replicated, row_shards, rows
+from virtue_jax.ops.attention import resolve_backend
+from virtue_jax.parallel.mesh import DATA, platform_of, replicated, row_shards, rows
 from virtue_jax.parallel.shardings import parameter_shardings
 from virtue_jax.train.config import RowGroup, TrainConfig
 from virtue_jax.train.loss import LossConfig
@@ -89,7 +89,7 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     ValueError: a trainable pattern that matches nothing, an impossible schedule, an attention backend that cannot
         run on the mesh, rows or parameters that the mesh does not divide.
     """
-    check_backend(config.numerics.attention, mesh.devices.flat[0].platform)
+    config = with_attention(config, platform_of(mesh))
     _check_rows(config.data.rows, mesh)
     if config.data.pixels == "uint8" and virtue.compat.sam_source != "raw":
         raise ValueError(
@@ -122,6 +122,16 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
         init=jax.jit(partial(_start, config.loss, optimizer), out_shardings=state_sharding),
         mesh=mesh,
     )
+
+
+def with_attention(config: TrainConfig, platform: str) -> TrainConfig:
+    """The configuration with a platform's attention backend (`ops.attention.resolve_backend`) in place of "auto".
+
+    Raises:
+        ValueError: a backend that cannot run there.
+    """
+    backend = resolve_backend(config.numerics.attention, platform)
+    return replace(config, numerics=replace(config.numerics, attention=backend))
 
 
 def _start(loss: LossConfig, optimizer: optax.GradientTransformation, weights: dict[str, jax.Array]) -> TrainState:

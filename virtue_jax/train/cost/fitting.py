@@ -1,4 +1,4 @@
-"""What a configuration leaves open (remat "auto", micro_batches 0), filled in for the devices that are there."""
+"""What a configuration leaves open (remat "auto", micro_batches 0, attention "auto"), filled in for the devices."""
 
 import dataclasses
 import json
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from virtue_jax.config import VirtueConfig
+from virtue_jax.parallel.mesh import platform_of
 from virtue_jax.parallel.processes import gather_bytes
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.cost.activations import Run
 from virtue_jax.train.cost.memory import choose, device_memory
-from virtue_jax.train.setup import TrainSetup, setup
+from virtue_jax.train.setup import TrainSetup, setup, with_attention
 
 
 def fitted_setup(
@@ -26,6 +27,7 @@ def fitted_setup(
         ValueError: as `setup`; a step that does not fit the device however it is cut; accelerators that do not say how
             much memory they have.
     """
+    config = with_attention(config, platform_of(mesh))
     made = setup(config, virtue, mesh)
     rows = config.data.rows
     size = int(config.memory_gib * 2**30) or _least_memory(mesh)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
-from virtue_jax.ops.attention import FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
+from virtue_jax.ops.attention import AUTO, FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.work import Work, capacity
 
@@ -96,6 +96,8 @@ def executed_flops(
     Towers that do not train run once. What is differentiated runs forward once more under GradCache (more than one
     micro-batch), and once more under remat "layer"; under "dots" attention alone does.
     """
+    if numerics.attention == AUTO:
+        raise ValueError("executed_flops: numerics.attention 'auto' is not resolved yet (train.setup.with_attention)")
     trained, total = set(trainable), [0.0] * len(StepFlops._fields)
     for group in groups:
         if group.micro_batches < 1:

@@ -29,8 +29,8 @@ _FREE = {
 
 
 def run_identity(config: TrainConfig) -> dict:
-    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, and the place of a model
-    whose weights are known by their digest."""
+    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, remat, the attention
+    backend, and the place of a model whose weights are known by their digest."""
     identity = dataclasses.asdict(config) | _FREE
     identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
     identity["data"]["order"] = [list(config.data.sources), list(config.data.rows)]  # dicts of other order are equal
@@ -38,7 +38,7 @@ def run_identity(config: TrainConfig) -> dict:
         group["micro_batches"] = 0
     if identity["model"]["directory"]:
         identity["model"]["directory"] = "a model directory"
-    identity["numerics"]["remat"] = ""
+    identity["numerics"] |= {"remat": "", "attention": ""}
     return json.loads(json.dumps(identity))
 
 
