@@ -24,13 +24,13 @@ VARIANTS = ("", "large")
 
 
 def published_run(
-    variant: str, *, directory: str, steps: int, sources: dict, rows: dict, fsdp: int, adapter: dict | None
+    variant: str, *, size: str, directory: str, steps: int, sources: dict, rows: dict, fsdp: int, adapter: dict | None
 ) -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`; rows: row groups by variant."""
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r}: expected no variant, or large")
     large = 8 if variant == "large" else 1
-    model = {"directory": directory} | ({} if adapter is None else {"adapter": adapter})
+    model = {"directory": directory, "size": size} | ({} if adapter is None else {"adapter": adapter})
     return ml_collections.ConfigDict(
         {
             "model": model,

@@ -16,6 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`; variant: "" or "large"."""
     return published_run(
         variant,
+        size="2b",
         directory="models/base-2b",
         steps=2000,
         sources=subset_sources("data/MMEB-train"),

@@ -14,6 +14,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`; variant: "" or "large"."""
     return published_run(
         variant,
+        size="2b",
         directory="models/virtue-2b",
         steps=1000,
         sources=scar_sources("data/SCaR-Train"),

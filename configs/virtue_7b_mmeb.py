@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`; variant: "" or "large"."""
     return published_run(
         variant,
+        size="7b",
         directory="models/base-7b",
         steps=2000,
         sources=subset_sources("data/MMEB-train"),

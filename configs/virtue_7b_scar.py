@@ -15,6 +15,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Values of a `TrainConfig`; variant: "" or "large"."""
     return published_run(
         variant,
+        size="7b",
         directory="models/virtue-7b",
         steps=1000,
         sources=scar_sources("data/SCaR-Train"),

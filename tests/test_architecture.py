@@ -16,6 +16,7 @@ LEAVES = {"config", "batch"}
 # Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library.
 ROOMS = {
     "config": (set(), set()),
+    "geometry": ({"config"}, set()),
     "batch": (set(), {"numpy"}),
     "data": (
         LEAVES,
@@ -31,7 +32,7 @@ ROOMS = {
     "embedder": (LEAVES | {"data", "models", "checkpoint"}, {"jax", "numpy"}),
     "eval": (LEAVES | {"data", "embedder"}, {"numpy", "rich", "matplotlib"}),
     "train": (
-        LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory"},
+        LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory", "geometry"},
         {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
     ),
     "aot": (LEAVES | {"models", "ops", "parallel", "train"}, {"jax", "numpy"}),

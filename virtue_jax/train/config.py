@@ -15,12 +15,15 @@ class ModelConfig:
 
     scratch: geometry of a model with random weights; a tokenizer is trained on the data's texts, at most
         `text.vocab_size` tokens, and its size and token ids replace those given.
+    size: of the published sizes, the one in `directory` ("2b", "7b"); lets `virtue compile` work before there are
+        weights. A directory with another geometry is refused.
     adapter: a fresh adapter for a `directory` without one; a model that has one keeps its own.
     """
 
     directory: str = ""
     scratch: VirtueConfig | None = None
     adapter: AdapterConfig | None = None
+    size: str = ""
 
     def __post_init__(self):
         if bool(self.directory) == (self.scratch is not None):

@@ -15,6 +15,7 @@ from virtue_jax.config import Numerics, TextConfig, VirtueConfig
 from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
+from virtue_jax.geometry import published_geometry
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.models.virtue import Virtue
@@ -42,7 +43,8 @@ def starting_model(config: TrainConfig, sources: Sequence[PairSource], workdir: 
     and kept in `workdir/tokenizer`, where a resumed run finds it again.
 
     Raises:
-        FileNotFoundError, ValueError: not a whole model directory; an adapter for a model that has one.
+        FileNotFoundError, ValueError: not a whole model directory; an adapter for a model that has one; another size
+            than the run file says.
     """
     if config.model.scratch is not None:
         return _from_scratch(config.model.scratch, sources, workdir / TOKENIZER)
@@ -50,8 +52,23 @@ def starting_model(config: TrainConfig, sources: Sequence[PairSource], workdir: 
     virtue, fresh = load_config(directory), config.model.adapter
     if fresh is not None and virtue.adapter is not None:
         raise ValueError(f"{directory} has an adapter already: {virtue.adapter}; leave model.adapter out")
+    if config.model.size:
+        _check_size(virtue, config.model.size, directory)
     virtue = dataclasses.replace(virtue, adapter=fresh or virtue.adapter)
     return StartingModel(virtue, Tokenizer.load(directory), companions(directory))
+
+
+def _check_size(virtue: VirtueConfig, size: str, directory: Path) -> None:
+    def sizes(config: VirtueConfig) -> tuple[int, ...]:
+        text, vision = config.text, config.vision
+        return text.num_hidden_layers, text.hidden_size, text.intermediate_size, vision.depth, vision.embed_dim
+
+    expected = published_geometry(size)
+    if sizes(virtue) != sizes(expected):
+        raise ValueError(
+            f"{directory} is no {size} model: layers, widths (text), depth, width (vision) are {sizes(virtue)}, of "
+            f"{size} {sizes(expected)}; set model.size to what it is, or leave it out"
+        )
 
 
 def load_weights(
