@@ -14,7 +14,7 @@ from virtue_jax.data.row_choice.measure_lengths import LengthMeasure, measured_n
 from virtue_jax.data.row_choice.published_lengths import published_needs
 from virtue_jax.data.row_choice.simulate_packing import NeedSource
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
-from virtue_jax.ops.attention import FAST_SPLASH_BLOCK
+from virtue_jax.ops.splash import FAST_SPLASH_BLOCK
 from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost.flops import executed_flops
 from virtue_jax.train.sources import open_sources
@@ -31,7 +31,8 @@ def resolve_rows(
 
     config: its attention is resolved. sources: one per `config.data.sources`. shards: devices that rows are split over
     (mesh axes data and fsdp). A function of its arguments alone, so that all processes choose the same. A resumed run
-    must keep the groups it began with, on whatever mesh: store `config.to_dict(result)["rows"]`, which `from_dict` of a `DataConfig` reads.
+    must keep the groups it began with, on whatever mesh: store `config.to_dict(result)["rows"]`, which `from_dict` of a
+    `DataConfig` reads.
 
     Raises:
         InvalidExample: sources of which most rows cannot be read. ValueError: as `choose_rows`.

@@ -19,7 +19,7 @@ from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import dotted
 from virtue_jax.models.qwen2_text import QwenText
 from virtue_jax.models.virtue import towers_are_frozen
-from virtue_jax.ops.attention import LOGITS_BYTES
+from virtue_jax.ops.xla_attention import LOGITS_BYTES
 from virtue_jax.parallel.mesh import ROWS, TENSOR
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]

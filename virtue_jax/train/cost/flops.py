@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
-from virtue_jax.ops.attention import AUTO, FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK, LOGITS_BYTES
+from virtue_jax.ops.attention import AUTO
+from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK
+from virtue_jax.ops.xla_attention import LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.work import Work, capacity
 

@@ -1,0 +1,58 @@
+"""Attention by the Pallas kernel for TPUs that jax ships (splash attention)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+from virtue_jax.ops.per_device import on_each_device
+
+LANES = 128
+# The largest block that the TPU compiler was seen to fit into a v5e's scoped memory, forwards and backwards.
+FAST_SPLASH_BLOCK = 512  # smaller ones run, but slowly: lengths had better be multiples of it
+LARGEST_SPLASH_BLOCK = 1408
+
+
+def splash_attention(q, k, v, scale, causal, q_segments, kv_segments, *, interpret=False):
+    """`ops.attention.attention` on TPUs; lengths are multiples of 128. interpret: on a CPU, for tests."""
+    kernel = functools.partial(_kernel, scale=scale, causal=causal, interpret=interpret)
+    return on_each_device(kernel, q, k, v, q_segments, kv_segments, backend="splash")
+
+
+def _kernel(q, k, v, q_segments, kv_segments, *, scale, causal, interpret):
+    L, H, S = q.shape[1], q.shape[2], k.shape[1]
+    block_q, block_kv = splash_block(L, "queries"), splash_block(S, "keys")
+    sizes = splash.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    mask = splash_mask.CausalMask((L, S)) if causal else splash_mask.FullMask((L, S))
+    kernel = splash.make_splash_mha(
+        splash_mask.MultiHeadMask([mask] * H),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    segments = None if q_segments is None else splash.SegmentIds(q=q_segments, kv=kv_segments)
+    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel has no scale of its own
+    heads_first = [x.transpose(0, 2, 1, 3) for x in (scaled, k, v)]
+    out = jax.vmap(kernel)(*heads_first, segments)
+    return out.transpose(0, 2, 1, 3).astype(q.dtype)
+
+
+def splash_block(length: int, what: str) -> int:
+    """The largest block that divides the length."""
+    blocks = [b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0]
+    if not blocks:
+        raise ValueError(
+            f"attention backend 'splash': {length} {what} are not a multiple of {LANES}; make the "
+            f"row shape's slots or patches a multiple of {LANES} (512 is faster), or set numerics.attention='xla'"
+        )
+    return blocks[-1]
