@@ -2,21 +2,19 @@
 
 import dataclasses
 import importlib
-import json
 import math
-from functools import cache
 from pathlib import Path
 
 import jax
 import pytest
-from golden_files import GOLDEN
 
 from configs import quickstart
-from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig, from_dict
+from virtue_jax.config import AdapterConfig, from_dict
 from virtue_jax.data.packing.first_fit import Need, misfit
 from virtue_jax.data.row_choice.published_lengths import published_needs
 from virtue_jax.data.row_choice.simulate_packing import SampleOrder, simulate
 from virtue_jax.data.sources.mmeb import SUBSETS
+from virtue_jax.geometry import published_geometry
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, splash_block
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import TrainConfig
@@ -31,16 +29,6 @@ CONNECTOR = {"2b": 1_509_376, "7b": 2_035_712}
 def published(size: str, stage: str, variant: str) -> TrainConfig:
     module = importlib.import_module(f"configs.virtue_{size}_{stage}")
     return from_dict(TrainConfig, module.get_config(variant).to_dict())
-
-
-@cache
-def geometry(size: str) -> VirtueConfig:
-    values = json.loads((GOLDEN / f"full_size/qwen2_vl_{size}_config.json").read_text())
-    text = {f.name: values[f.name] for f in dataclasses.fields(TextConfig) if f.name in values}
-    text["mrope_section"] = tuple(values["rope_scaling"]["mrope_section"])
-    vision = {k: values["vision_config"][k] for k in ("depth", "embed_dim", "num_heads", "hidden_size")}
-    hiera = HieraConfig(112, 2, (2, 3, 16, 3), (12, 16, 20))
-    return VirtueConfig(Sam2Config(hiera), VisionConfig(**vision), TextConfig(**text), AdapterConfig())
 
 
 def groups_of(config: TrainConfig, streams: int = 1):
@@ -86,7 +74,7 @@ def test_hyper_parameters_are_the_published_ones(size, stage, variant):
 @pytest.mark.parametrize("stage", ["mmeb", "scar"])
 @pytest.mark.parametrize("variant", ["", "large"])
 def test_full_size_runs_train_adapter_and_connector(size, stage, variant):
-    config, virtue = published(size, stage, variant), geometry(size)
+    config, virtue = published(size, stage, variant), published_geometry(size)
     # One device stands for the mesh: all shapes are global. This machine's attention, not a TPU's.
     numerics = dataclasses.replace(config.numerics, attention="xla")
     run = setup(dataclasses.replace(config, numerics=numerics), virtue, make_mesh(MeshConfig(), jax.devices()[:1]))
@@ -110,7 +98,7 @@ def test_full_size_runs_train_adapter_and_connector(size, stage, variant):
 
 @pytest.mark.parametrize(("size", "stage", "variant"), RUNS)
 def test_rows_divide_over_devices_and_streams_and_hold_the_longest_example(size, stage, variant):
-    config, virtue = published(size, stage, variant), geometry(size)
+    config, virtue = published(size, stage, variant), published_geometry(size)
     devices, streams = (256, 64) if variant else (64, 16)
     assert config.data.streams == streams and config.batch_size % streams == 0
     assert devices % (config.mesh.fsdp * config.mesh.tensor) == 0
@@ -131,7 +119,7 @@ def test_rows_divide_over_devices_and_streams_and_hold_the_longest_example(size,
 @pytest.mark.parametrize("stage", ["mmeb", "scar"])
 def test_rows_are_full_on_lengths_like_the_data(stage, variant):
     config = published("2b", stage, variant)
-    sources = published_needs(stage, geometry("2b"), count=300, mixture="equal", seed=1)
+    sources = published_needs(stage, published_geometry("2b"), count=300, mixture="equal", seed=1)
     options = {"batch_size": config.batch_size, "streams": config.data.streams, "only": 4, "warmup": 4}
     figures = simulate(sources, groups_of(config), order=SampleOrder(sources, 64), steps=8, **options)
     assert figures.row_efficiency >= 0.90
