@@ -23,6 +23,8 @@ def main() -> int:
     ballast = bytearray(int(fake.get("mib", 0)) << 20)
     ballast[::4096] = b"x" * len(ballast[::4096])
     time.sleep(float(fake.get("seconds", 0)))
+    while "gate" in fake and not Path(fake["gate"]).exists():
+        time.sleep(0.01)
     if "fail" in fake:
         print("compiling ...")
         print(f"virtue compile: {fake['fail']}", file=sys.stderr)

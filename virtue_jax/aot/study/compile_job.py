@@ -82,7 +82,7 @@ class CompileJob:
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         peak = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         report, error = self._read(code)
-        return Entry(self.point.inputs(), self._key, report, error, round(self.seconds, 1), round(peak, 3))
+        return Entry(self.point.inputs(), self._key, report, error, round(self.seconds, 3), round(peak, 3))
 
     def kill(self) -> None:
         """Ends the command and what it started."""

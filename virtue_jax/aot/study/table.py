@@ -26,9 +26,10 @@ def csv_rows(text: str) -> list[Row]:
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """(headers, lines) of the columns that any row has something in."""
+    """(headers, lines) of the columns that any row has something in; of `_IF_DIFFERENT`, if rows differ in it."""
     lines = {header: [cell(row) for row in rows] for header, cell in _CELLS.items()}
     shown = [header for header, column in lines.items() if set(column) != {NOTHING}]
+    shown = [header for header in shown if header not in _IF_DIFFERENT or len(set(lines[header]) - {NOTHING}) > 1]
     return shown, [list(line) for line in zip(*(lines[header] for header in shown), strict=True)]
 
 
@@ -36,7 +37,9 @@ def rich_table(title: str, rows: Sequence[Row]) -> Table:
     headers, lines = cells(rows)
     table = Table(title=title, title_justify="left")
     for header in headers:
-        table.add_column(header, justify="left" if header in _LEFT else "right", overflow="fold")
+        table.add_column(
+            header.replace(" ", "\n"), justify="left" if header in _LEFT else "right", no_wrap=header != "point"
+        )
     for row, line in zip(rows, lines, strict=True):
         table.add_row(*line, style="red" if row["status"] in (FAILED, MISSING) else None)
     return table
@@ -55,12 +58,12 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 
 def short(value: float | None) -> str:
-    """Three digits: 0.412, 7.21, 388, 12,300."""
+    """Three digits: 0.412, 7.20, 388, 12,300."""
     if value is None:
         return NOTHING
     if abs(value) >= 1000:
         return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:.3g}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def spread(values: tuple[float, float] | None) -> str:
@@ -68,7 +71,7 @@ def spread(values: tuple[float, float] | None) -> str:
     if values is None:
         return NOTHING
     low, high = map(short, values)
-    return low if low == high else f"{low} .. {high}"
+    return low if low == high else f"{low}..{high}"
 
 
 def _band(figure: str) -> Callable[[Row], str]:
@@ -76,7 +79,7 @@ def _band(figure: str) -> Callable[[Row], str]:
 
 
 def _memory(row: Row) -> str:
-    return NOTHING if row["hbm_peak_gib"] is None else f"{row['hbm_peak_gib']:.1f} / {row['hbm_size_gib']:.1f}"
+    return NOTHING if row["hbm_peak_gib"] is None else f"{row['hbm_peak_gib']:.1f}/{row['hbm_size_gib']:.1f}"
 
 
 def _percent(key: str) -> Callable[[Row], str]:
@@ -91,11 +94,17 @@ def _number(key: str) -> Callable[[Row], str]:
     return lambda row: short(row[key])
 
 
-_LEFT = ("point", "status", "mesh")
+def _mesh(row: Row) -> str:
+    """Sizes alone: "64x4x1"."""
+    return "x".join(each.split("=")[1] for each in row["mesh"].split()) or NOTHING
+
+
+_IF_DIFFERENT = ("remat",)
+_LEFT = ("point", "status")
 _CELLS: dict[str, Callable[[Row], str]] = {
     "point": _text("point"),
     "chips": _text("chips"),
-    "mesh": _text("mesh"),
+    "mesh": _mesh,
     "batch": _text("batch"),
     "remat": _text("remat"),
     "status": _text("status"),

@@ -1,0 +1,112 @@
+"""Figures of points side by side, one bar a point, the first on top."""
+
+from collections.abc import Sequence
+
+from virtue_jax.aot.study.plot_lines import canvas
+from virtue_jax.aot.study.table import spread
+
+GIB = 2**30
+_HEIGHT, _ROOM = 0.34, 1.5  # inches of a bar, and of everything else
+Bar = tuple[str, str, str]  # label, group (one colour), what to say where there is no bar
+
+
+def band_bars(
+    bars: Sequence[Bar],
+    bands: Sequence[tuple[float, float] | None],
+    marks: Sequence[float | None],
+    heads: tuple[str, str],
+    unit: str,
+):
+    """From the lower to the upper bound; marks: calibrated figures."""
+    figure, axes = _axes(bars, heads)
+    top = max([high for each in bands if each for high in each] + [mark for mark in marks if mark])
+    for i, ((_, _, said), band, mark) in enumerate(zip(bars, bands, marks, strict=True)):
+        if band is None:
+            _say(axes, i, said)
+            continue
+        low, high = band
+        width = max(high - low, 0.004 * top)  # bounds that are alike still show
+        axes.barh(i, width, left=low, color=_colour(bars, i), height=0.55)
+        axes.annotate(spread(band), (low + width, i), (5, 0), textcoords="offset points", **_TEXT)
+        if mark is not None:
+            axes.plot(mark, i, "D", color="black", markersize=5)
+    axes.set_xlim(0, 1.25 * top)
+    ends = "cycles .. roofline" + (", diamond: calibrated" if any(mark for mark in marks) else "")
+    axes.set_xlabel(f"{unit}: bar from bound to bound ({ends})")
+    return figure
+
+
+def share_bars(bars: Sequence[Bar], shares: Sequence[float | None], heads: tuple[str, str]):
+    """Shares of a step, in percent."""
+    figure, axes = _axes(bars, heads)
+    for i, ((_, _, said), share) in enumerate(zip(bars, shares, strict=True)):
+        if share is None:
+            _say(axes, i, said)
+            continue
+        axes.barh(i, 100 * share, color=_colour(bars, i), height=0.55)
+        axes.annotate(f"{100 * share:.1f} %", (100 * share, i), (5, 0), textcoords="offset points", **_TEXT)
+    axes.set_xlim(0, max(1.25 * 100 * max(share for share in shares if share is not None), 1.0))
+    axes.set_xlabel("share of the roofline's seconds (%)")
+    return figure
+
+
+def memory_bars(bars: Sequence[Bar], memories: Sequence[dict | None], heads: tuple[str, str]):
+    """What stays through a step by kind, what comes on top at the peak, and the chip's size."""
+    figure, axes = _axes(bars, heads)
+    kinds = list(dict.fromkeys(kind for memory in memories if memory for kind in memory.get("resident") or {}))
+    colours = {kind: f"C{n}" for n, kind in enumerate(kinds)} | {REST: "0.75"}
+    for i, ((_, _, said), memory) in enumerate(zip(bars, memories, strict=True)):
+        if memory is None:
+            _say(axes, i, said)
+            continue
+        left = 0.0
+        for kind, size in _parts(memory).items():
+            axes.barh(i, size, left=left, color=colours[kind], height=0.55)
+            left += size
+        axes.plot([memory["size"] / GIB] * 2, [i - 0.42, i + 0.42], color="black", linewidth=2)
+        at = max(left, memory["size"] / GIB)
+        text = f"{memory['peak'] / GIB:.1f} of {memory['size'] / GIB:.1f}{', ' + said if said else ''}"
+        axes.annotate(text, (at, i), (5, 0), textcoords="offset points", **_TEXT)
+    sizes = [max(memory["size"], memory["peak"]) / GIB for memory in memories if memory]
+    axes.set_xlim(0, 1.3 * max(sizes))
+    axes.set_xlabel("GiB a chip (stroke: all that the chip has)")
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
+    return figure
+
+
+REST = "more at the peak"
+
+
+def _parts(memory: dict) -> dict[str, float]:
+    """GiB by kind, which come to the peak."""
+    resident = {kind: size / GIB for kind, size in (memory.get("resident") or {}).items()}
+    return resident | {REST: max(memory["peak"] / GIB - sum(resident.values()), 0.0)}
+
+
+_TEXT = {"va": "center", "ha": "left", "fontsize": 8}
+
+
+def _axes(bars: Sequence[Bar], heads: tuple[str, str]):
+    figure, axes = canvas(8.4, _HEIGHT * len(bars) + _ROOM, heads)
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+    for i in range(1, len(bars)):
+        if bars[i][1] != bars[i - 1][1]:
+            axes.axhline(i - 0.5, color="0.85", linewidth=0.8)
+    return figure, axes
+
+
+def _colour(bars: Sequence[Bar], i: int) -> str:
+    groups = list(dict.fromkeys(group for _, group, _ in bars))
+    return f"C{groups.index(bars[i][1]) % 10}"
+
+
+def _say(axes, i: int, said: str) -> None:
+    axes.annotate(
+        said, (0, i), (5, 0), textcoords="offset points", va="center", fontsize=8, color="0.35", style="italic"
+    )

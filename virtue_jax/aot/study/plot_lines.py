@@ -1,0 +1,116 @@
+"""Figures over chips or batch, one line or band per series."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from virtue_jax.aot.study.results import FITS
+from virtue_jax.aot.study.table import short
+
+AXES = {"chips": "chips", "batch": "global batch (pairs a step: a query's negatives)"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: (x, values, the point's status), by x. colour: of matplotlib's cycle, one in all plots of a study."""
+
+    label: str
+    points: Sequence[tuple[int, tuple[float, ...], str]]
+    colour: int
+
+    @property
+    def xs(self) -> list[int]:
+        return [x for x, _, _ in self.points]
+
+
+def canvas(width: float, height: float, heads: tuple[str, str]):
+    """(figure, axes) with a title and, smaller, the study's question."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: matplotlib takes a second
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_title(heads[0], fontsize=12, fontweight="bold", pad=20)
+    axes.text(0.5, 1.015, heads[1], transform=axes.transAxes, ha="center", fontsize=9, color="0.35")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def band_lines(
+    lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str, log: bool = False, ideal: float | None = None
+):
+    """Each line's values are (roofline, cycles): a line through each, and a stroke between them at every x. Lines that
+    share an x are drawn beside one another there."""
+    figure, axes = canvas(7.6, 4.6, heads)
+    for n, line in enumerate(lines):
+        aside = 2 ** (0.09 * (n - (len(lines) - 1) / 2))
+        xs, colour = [at * aside for at in line.xs], f"C{line.colour}"
+        ends = [[each[i] for _, each, _ in line.points] for i in (0, 1)]
+        axes.vlines(xs, *ends, color=colour, alpha=0.35, linewidth=4)
+        axes.plot(xs, ends[0], "-o", color=colour, markersize=5, linewidth=1.4, label=line.label)
+        axes.plot(xs, ends[1], "--o", color=colour, markersize=5, linewidth=1, markerfacecolor="white")
+    if ideal is not None:
+        axes.axhline(ideal, color="black", linestyle=":", linewidth=1, label="ideal")
+    _x_axis(axes, lines, x)
+    values = [value for line in lines for _, each, _ in line.points for value in each]
+    if log:
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda value, _: short(value))
+    elif ideal is not None:
+        axes.set_ylim(min(0.8, 0.95 * min(values)), 1.03 * max(ideal, *values))
+    else:
+        axes.set_ylim(0, 1.12 * max(values))
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    _legend(figure, axes, "full circles: roofline; empty ones: the compiler's cycles")
+    return figure
+
+
+def share_lines(lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str, limit: bool = True):
+    """Values are (part, whole) or (share,); limit: whether 100 % is a line that must not be crossed."""
+    figure, axes = canvas(7.6, 4.6, heads)
+    top = 0.0
+    for line in lines:
+        shares = [100 * each[0] / (each[1] if len(each) > 1 else 1.0) for _, each, _ in line.points]
+        axes.plot(line.xs, shares, "-", color=f"C{line.colour}", linewidth=1.4, label=line.label)
+        for at, share, (_, values, status) in zip(line.xs, shares, line.points, strict=True):
+            axes.plot(at, share, "o" if status == FITS else "x", color=f"C{line.colour}", markersize=6)
+            if len(values) > 1:
+                axes.annotate(
+                    f"{values[0]:.1f}", (at, share), (0, 6), textcoords="offset points", fontsize=8, ha="center"
+                )
+        top = max(top, *shares)
+    if limit:
+        axes.axhline(100, color="black", linestyle=":", linewidth=1, label="all there is")
+        top = max(top, 100.0)
+    _x_axis(axes, lines, x)
+    axes.set_ylim(0, 1.15 * top or 1.0)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    _legend(figure, axes, "figures: GiB a chip; x: does not fit" if limit else "")
+    return figure
+
+
+def _x_axis(axes, lines: Sequence[Line], x: str) -> None:
+    ticks = sorted({at for line in lines for at in line.xs})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    if len(ticks) == 1:
+        axes.set_xlim(ticks[0] / 2, ticks[0] * 2)
+    axes.set_xlabel(AXES[x])
+
+
+def _legend(figure, axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(4, len(labels))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        title=title,
+        title_fontsize=8,
+        frameon=False,
+    )
