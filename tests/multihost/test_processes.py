@@ -1,10 +1,12 @@
-"""Two processes of four devices each against one of eight: the same run, saved by one and continued by the other."""
+"""Two processes of four devices each against one of eight: the same run, saved by one and continued by the other, and
+two that the launcher starts again after a kill."""
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 import recorded_train
 import survival_run
 
+from launch import local
 from virtue_jax.checkpoint import parameter_shapes, save_model
 from virtue_jax.config import from_dict
 from virtue_jax.train.config import TrainConfig
@@ -28,6 +31,8 @@ ROOT, END_TO_END = HERE.parents[1], HERE.parent / "end_to_end"
 pytestmark = pytest.mark.slow
 
 STEPS, STOPPED_AFTER, PATIENCE = 8, 3, 600
+# What is compared is the program, not its speed.
+IN_A_HURRY = "--xla_backend_optimization_level=0"
 SAVED = 75
 LOGGED = [1, 3, 6, STEPS]
 
@@ -49,27 +54,41 @@ def started(
     folder: Path, workdir: Path, processes: int, *options: str, own_options: dict[int, list[str]] | None = None
 ) -> list[subprocess.Popen]:
     """The survival run on eight devices in all, with the scenes and the model of `folder`. own_options: by process."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Compiled in a hurry: what is compared is the program, not its speed.
-    flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(END_TO_END)]),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-    }
-    command = [sys.executable, str(END_TO_END / "recorded_train.py")]
-    command += ["--config", f"{END_TO_END / 'survival_run.py'}:{folder / 'start'}", "--workdir", str(workdir)]
-    command += [f"--config.data.sources.scenes.path={folder / 'scenes'}", f"--config.steps={STEPS}", *options]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    options = launch_options(folder, workdir, processes, *options)
     out = []
-    for number in range(processes):
-        joined = ["--coordinator", address, f"--processes={processes}", f"--process={number}"]
+    for number, start in enumerate(local.starts(local.parsed(options), local.free_address())):
         with (workdir / f"said-{number}.txt").open("ab") as said:
-            own = command + (joined if processes > 1 else []) + (own_options or {}).get(number, [])
+            own = start.command + (own_options or {}).get(number, [])
+            environment = environment_for(folder) | start.environment
+            environment["XLA_FLAGS"] += f" {IN_A_HURRY}"
             out.append(subprocess.Popen(own, cwd=ROOT, env=environment, stdout=said, stderr=said))
     return out
+
+
+def launched(folder: Path, workdir: Path, *options: str, retries: int) -> subprocess.Popen:
+    """The same over two processes by launch/local.py; what all say is in `workdir`/said.txt."""
+    command = [sys.executable, str(ROOT / "launch/local.py"), f"--retries={retries}"]
+    command += launch_options(folder, workdir, 2, *options)
+    environment = environment_for(folder) | {"XLA_FLAGS": IN_A_HURRY}
+    with (workdir / "said.txt").open("ab") as said:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+
+
+def launch_options(folder: Path, workdir: Path, processes: int, *options: str) -> list[str]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    program = shlex.join([sys.executable, str(END_TO_END / "recorded_train.py")])
+    given = [f"--processes={processes}", f"--devices={8 // processes}", "--program", program, "--"]
+    given += ["--config", f"{END_TO_END / 'survival_run.py'}:{folder / 'start'}", "--workdir", str(workdir)]
+    return [*given, f"--config.data.sources.scenes.path={folder / 'scenes'}", f"--config.steps={STEPS}", *options]
+
+
+def environment_for(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(END_TO_END)]),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def ended(processes: list[subprocess.Popen], workdir: Path, status: int) -> None:
@@ -78,20 +97,44 @@ def ended(processes: list[subprocess.Popen], workdir: Path, status: int) -> None
     finally:
         for process in processes:
             process.kill()
-    said = "\n".join(file.read_text()[-2500:] for file in sorted(workdir.glob("said-*.txt")))
+    said = "\n".join(file.read_text()[-2500:] for file in sorted(workdir.glob("said*.txt")))
     assert found == [status] * len(processes), said
 
 
-def stopped(folder: Path, workdir: Path, processes: int) -> None:
-    """Started, and told to stop after a few steps: one of the processes is, all end."""
-    running = started(folder, workdir, processes)
+def stopped(folder: Path, workdir: Path) -> None:
+    """One process, told to stop after a few steps."""
+    (running,) = started(folder, workdir, 1)
+    after(STOPPED_AFTER, workdir, running)
+    running.send_signal(signal.SIGTERM)
+    ended([running], workdir, SAVED)
+
+
+def two_stopped(folder: Path, workdir: Path) -> None:
+    """Two processes of which one is told to stop: all end, and so does a launcher that has no retries."""
+    launcher = launched(folder, workdir, retries=0)
+    after(STOPPED_AFTER, workdir, launcher)
+    os.kill(launched_process(workdir, 1), signal.SIGTERM)
+    ended([launcher], workdir, SAVED)
+
+
+def killed_and_started_again(folder: Path, workdir: Path) -> None:
+    """Two processes of which one is killed: the launcher ends the other and starts both again, to the end."""
+    begin = kill_and_resume.last_step(workdir)
+    launcher = launched(folder, workdir, retries=1)
+    after(begin + 1, workdir, launcher)
+    os.kill(launched_process(workdir, 1), signal.SIGKILL)
+    ended([launcher], workdir, 0)
+
+
+def after(step: int, workdir: Path, running: subprocess.Popen) -> None:
     end = time.monotonic() + PATIENCE
-    while kill_and_resume.last_step(workdir) < STOPPED_AFTER and time.monotonic() < end:
-        if any(process.poll() is not None for process in running):
-            break
+    while kill_and_resume.last_step(workdir) < step and time.monotonic() < end and running.poll() is None:
         time.sleep(0.01)
-    running[-1].send_signal(signal.SIGTERM)
-    ended(running, workdir, SAVED)
+
+
+def launched_process(workdir: Path, number: int) -> int:
+    """The last that the launcher started."""
+    return int(re.findall(rf"process {number} is (\d+)", (workdir / "said.txt").read_text())[-1])
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +143,16 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("multihost")
     kill_and_resume.make_scenes(folder / "scenes")
     made_model(folder)
-    for before in (1, 2):
-        stopped(folder, folder / f"{before} stopped", before)
+    stopped(folder, folder / "1 stopped")
+    two_stopped(folder, folder / "2 stopped")
+    shutil.copytree(folder / "2 stopped", folder / "2, 2")
+    killed_and_started_again(folder, folder / "2, 2")
     # Over two processes the frozen weights are split as well: other shardings than those that were saved.
     for before, after, mesh in ((1, 1, {}), (1, 2, {"fsdp": 8}), (2, 1, {})):
         workdir = folder / f"{before}, {after}"
         shutil.copytree(folder / f"{before} stopped", workdir)
         ended(started(folder, workdir, after, f"--config.mesh={mesh}"), workdir, 0)
-    names = ("1 stopped", "2 stopped", "1, 1", "1, 2", "2, 1")
+    names = ("1 stopped", "2 stopped", "1, 1", "1, 2", "2, 1", "2, 2")
     return {name: folder / name for name in names}
 
 
@@ -131,7 +176,7 @@ def test_a_signal_to_one_process_saves_and_ends_all(runs):
         assert not (runs[name] / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["2 stopped", "1, 2", "2, 1"])
+@pytest.mark.parametrize("name", ["2 stopped", "1, 2", "2, 1", "2, 2"])
 def test_losses_do_not_depend_on_the_number_of_processes(runs, name):
     one, other = kill_and_resume.losses(runs["1, 1"]), kill_and_resume.losses(runs[name])
     steps = sorted(other)
@@ -139,7 +184,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(runs, name):
     np.testing.assert_allclose([other[step] for step in steps], [one[step] for step in steps], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["2 stopped", "1, 2", "2, 1"])
+@pytest.mark.parametrize("name", ["2 stopped", "1, 2", "2, 1", "2, 2"])
 def test_the_data_does_not_depend_on_the_number_of_processes(runs, name):
     one, other = data_of(runs["1, 1"]), data_of(runs[name])
     assert all(one[step] == other[step] for step in other)
@@ -147,11 +192,21 @@ def test_the_data_does_not_depend_on_the_number_of_processes(runs, name):
 
 def test_the_model_of_several_processes_is_whole(runs):
     one = kill_and_resume.parameters_of(runs["1, 1"] / "model")
-    for name in ("1, 2", "2, 1"):
+    for name in ("1, 2", "2, 1", "2, 2"):
         other = kill_and_resume.parameters_of(runs[name] / "model")
         assert one.keys() == other.keys()
         for path, x in one.items():
             np.testing.assert_allclose(other[path], x, atol=1e-4, err_msg=path)
+
+
+def test_the_launcher_starts_a_run_again_and_says_whose_line_is_whose(runs):
+    said = (runs["2, 2"] / "said.txt").read_text()
+    # Stopped, killed, finished. Who is left alone after a kill is aborted by the runtime, killed by us, or notices.
+    first, second, third = re.findall(r"^\[launch\] ended with \[(.*), (.*)\]: (\w+)$", said, re.MULTILINE)
+    assert first == ("75", "75", "again") and third == ("0", "0", "finished")
+    assert second[0] in ("-6", "-9", "69") and second[1:] == ("-9", "again")
+    assert re.search(r"^\[0\] .*model: ", said, re.MULTILINE)
+    assert all(re.match(r"\[(launch|0|1)\] ", line) for line in said.splitlines())
 
 
 def test_only_the_leader_prints_and_writes_metrics(runs):

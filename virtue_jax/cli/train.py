@@ -1,8 +1,9 @@
 """`virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]`
 
 Exit status: 0 the run is finished; 2 it cannot go on as given (a wrong value, a full disk, a loss that is not finite;
-one line says what); 70 the watchdog ended a run that hung; 75 it was told to stop (SIGTERM, SIGINT), saved, and the
-same command goes on. A supervisor starts it again after 70 and 75, and after a kill.
+one line says what); 69 another process of the run ended, and this one with it; 70 the watchdog ended a run that hung;
+75 it was told to stop (SIGTERM, SIGINT), saved, and the same command goes on. A supervisor starts it again after 69, 70
+and 75, and after a kill; if any process ended with 2, that is the reason of the others' end, and it stops.
 """
 
 import os
@@ -17,6 +18,7 @@ from virtue_jax.parallel.processes import is_alone, is_leader, join, process_num
 from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.loop import train
 from virtue_jax.train.survival.interruption import SAVED, Interrupted
+from virtue_jax.train.survival.lost import LOST, another_is_lost
 
 GRACE = 3.0  # seconds
 USAGE = "virtue train --config configs/NAME.py --workdir DIR [--config.x=y ...]"
@@ -25,7 +27,8 @@ Every value of a TrainConfig can be set: --config.steps=100 --config.data.source
 Several processes, each started with the same command and a workdir that all can reach, either
   --coordinator HOST:PORT --processes N --process I   HOST:PORT of process 0, I from 0 to N - 1
   --distributed                                       found out from the machine (TPU pods, SLURM, Open MPI)
-Exit status: 0 finished; 2 cannot go on; 70 ended by its watchdog; 75 told to stop and saved: start it again"""
+Exit status: 0 finished; 2 cannot go on; 69 another process ended, 70 ended by its watchdog, 75 told to stop and saved:
+start it again (launch/ does)"""
 
 
 def run(argv: list[str]) -> None:
@@ -59,19 +62,23 @@ def _leave_alone() -> None:
 
 def _leave(error: Exception) -> None:
     """Ends this process at once: leaving in good order would wait for the others, who wait for this one."""
-    if not isinstance(error, ValueError | OSError | FloatingPointError):
+    lost = another_is_lost(error)
+    if not lost and not isinstance(error, ValueError | OSError | FloatingPointError):
         import traceback
 
         traceback.print_exception(error)
-    print(f"virtue train: process {process_number()}: {error}", file=sys.stderr, flush=True)
+    reason = "another process of the run ended: " * lost
+    print(f"virtue train: process {process_number()}: {reason}{error}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(LOST if lost else 2)
 
 
 def _parse(argv: list[str]) -> tuple[TrainConfig, flags.FlagValues]:
     given, values = read_run_file("virtue train", argv, USAGE, _define)
     if given is None or not values.workdir:
         raise ValueError(f"usage: {USAGE}")
+    if "://" in values.workdir:
+        raise ValueError(f"--workdir {values.workdir}: expected a folder; a bucket has to be mounted as one first")
     return from_dict(TrainConfig, given), values
 
 
