@@ -9,6 +9,7 @@ COMMANDS = {
     "prepare": "write a run's data once, in files made for training",
     "rows": "choose a run's row groups from the lengths of its data",
     "flags": "compiler flags for a kind of chip, for the environment of `virtue train`",
+    "scale": "sweeps of `virtue compile`: tables, plots, a page; calibration by measured steps",
     "eval": "evaluate a model on SCaR",
     "embed": "embed the lines of a JSONL file",
 }

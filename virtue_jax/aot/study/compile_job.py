@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from virtue_jax.aot.study.content_key import ROOT
 from virtue_jax.aot.study.entry import Entry, misreport
 from virtue_jax.aot.study.point import Point
 
 FITS, DOES_NOT_FIT = 0, 1
 TOLD = 6  # last lines of a failed command that are kept
+_INSTALLED = re.compile(r"/[^\s\"']*/site-packages/")
 _PATIENCE = 5.0  # seconds between asking a process to end and ending it
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -111,15 +114,20 @@ class CompileJob:
         if code not in (FITS, DOES_NOT_FIT):
             return None, f"exit status {code}{self._said()}"
         try:
-            report = json.loads(self._report.read_text())
+            report = json.loads(_portable(self._report.read_text()))
             wrong = misreport(report) or _contradiction(code, report)
         except (OSError, ValueError) as error:
             wrong = f"it cannot be read ({type(error).__name__})"
         return (None, f"exit status {code}, but no whole report: {wrong}{self._said()}") if wrong else (report, "")
 
     def _said(self) -> str:
-        lines = (self._folder / "output").read_text(errors="replace").strip().splitlines()
+        lines = _portable((self._folder / "output").read_text(errors="replace")).strip().splitlines()
         return ": " + " | ".join(line.strip() for line in lines[-TOLD:]) if lines else ""
+
+
+def _portable(text: str) -> str:
+    """Source lines without where this machine has the sources: reports are kept and passed on."""
+    return _INSTALLED.sub("", text.replace(f"{ROOT}/", ""))
 
 
 def _contradiction(code: int, report: dict) -> str:

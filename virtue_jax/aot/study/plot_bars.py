@@ -1,6 +1,6 @@
 """Figures of points side by side, one bar a point, the first on top."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from virtue_jax.aot.study.plot_lines import canvas
 from virtue_jax.aot.study.table import spread
@@ -27,7 +27,7 @@ def band_bars(
         low, high = band
         width = max(high - low, 0.004 * top)  # bounds that are alike still show
         axes.barh(i, width, left=low, color=_colour(bars, i), height=0.55)
-        axes.annotate(spread(band), (low + width, i), (5, 0), textcoords="offset points", **_TEXT)
+        axes.annotate(spread(band), (low + width, i), (5, 0), **_BESIDE)
         if mark is not None:
             axes.plot(mark, i, "D", color="black", markersize=5)
     axes.set_xlim(0, 1.25 * top)
@@ -44,35 +44,41 @@ def share_bars(bars: Sequence[Bar], shares: Sequence[float | None], heads: tuple
             _say(axes, i, said)
             continue
         axes.barh(i, 100 * share, color=_colour(bars, i), height=0.55)
-        axes.annotate(f"{100 * share:.1f} %", (100 * share, i), (5, 0), textcoords="offset points", **_TEXT)
+        axes.annotate(f"{100 * share:.1f} %", (100 * share, i), (5, 0), **_BESIDE)
     axes.set_xlim(0, max(1.25 * 100 * max(share for share in shares if share is not None), 1.0))
     axes.set_xlabel("share of the roofline's seconds (%)")
     return figure
 
 
-def memory_bars(bars: Sequence[Bar], memories: Sequence[dict | None], heads: tuple[str, str]):
-    """What stays through a step by kind, what comes on top at the peak, and the chip's size."""
+def stacked_bars(
+    bars: Sequence[Bar],
+    stacks: Sequence[Mapping[str, float] | None],
+    strokes: Sequence[tuple[float, str] | None],
+    heads: tuple[str, str],
+    unit: str,
+):
+    """Parts by kind, one after the other; strokes: a place to mark, and what to say to the right of it all."""
     figure, axes = _axes(bars, heads)
-    kinds = list(dict.fromkeys(kind for memory in memories if memory for kind in memory.get("resident") or {}))
+    kinds = list(dict.fromkeys(kind for stack in stacks if stack for kind in stack))
     colours = {kind: f"C{n}" for n, kind in enumerate(kinds)} | {REST: "0.75"}
-    for i, ((_, _, said), memory) in enumerate(zip(bars, memories, strict=True)):
-        if memory is None:
+    top = 0.0
+    for i, ((_, _, said), stack, stroke) in enumerate(zip(bars, stacks, strokes, strict=True)):
+        if stack is None or stroke is None:
             _say(axes, i, said)
             continue
         left = 0.0
-        for kind, size in _parts(memory).items():
+        for kind, size in stack.items():
             axes.barh(i, size, left=left, color=colours[kind], height=0.55)
             left += size
-        axes.plot([memory["size"] / GIB] * 2, [i - 0.42, i + 0.42], color="black", linewidth=2)
-        at = max(left, memory["size"] / GIB)
-        text = f"{memory['peak'] / GIB:.1f} of {memory['size'] / GIB:.1f}{', ' + said if said else ''}"
-        axes.annotate(text, (at, i), (5, 0), textcoords="offset points", **_TEXT)
-    sizes = [max(memory["size"], memory["peak"]) / GIB for memory in memories if memory]
-    axes.set_xlim(0, 1.3 * max(sizes))
-    axes.set_xlabel("GiB a chip (stroke: all that the chip has)")
+        at, text = stroke
+        axes.plot([at, at], [i - 0.42, i + 0.42], color="black", linewidth=2)
+        axes.annotate(text + (f", {said}" if said else ""), (max(left, at), i), (5, 0), **_BESIDE)
+        top = max(top, left, at)
+    axes.set_xlim(0, 1.3 * top)
+    axes.set_xlabel(unit)
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
+    handles = [Patch(color=colours[kind], label=kind) for kind in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8, frameon=False)
     return figure
 
@@ -80,13 +86,13 @@ def memory_bars(bars: Sequence[Bar], memories: Sequence[dict | None], heads: tup
 REST = "more at the peak"
 
 
-def _parts(memory: dict) -> dict[str, float]:
+def memory_parts(memory: Mapping) -> dict[str, float]:
     """GiB by kind, which come to the peak."""
     resident = {kind: size / GIB for kind, size in (memory.get("resident") or {}).items()}
     return resident | {REST: max(memory["peak"] / GIB - sum(resident.values()), 0.0)}
 
 
-_TEXT = {"va": "center", "ha": "left", "fontsize": 8}
+_BESIDE = {"textcoords": "offset points", "va": "center", "ha": "left", "fontsize": 8}
 
 
 def _axes(bars: Sequence[Bar], heads: tuple[str, str]):

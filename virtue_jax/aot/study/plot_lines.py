@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from virtue_jax.aot.study.results import FITS
-from virtue_jax.aot.study.table import short
 
 AXES = {"chips": "chips", "batch": "global batch (pairs a step: a query's negatives)"}
 
@@ -39,23 +38,21 @@ def canvas(width: float, height: float, heads: tuple[str, str]):
 def band_lines(
     lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str, log: bool = False, ideal: float | None = None
 ):
-    """Each line's values are (roofline, cycles): a line through each, and a stroke between them at every x. Lines that
-    share an x are drawn beside one another there."""
+    """Each line's values are (roofline, cycles): a line through each, and a stroke between them at every x."""
     figure, axes = canvas(7.6, 4.6, heads)
     for n, line in enumerate(lines):
-        aside = 2 ** (0.09 * (n - (len(lines) - 1) / 2))
-        xs, colour = [at * aside for at in line.xs], f"C{line.colour}"
+        xs, colour = _aside(line, n, len(lines)), f"C{line.colour}"
         ends = [[each[i] for _, each, _ in line.points] for i in (0, 1)]
         axes.vlines(xs, *ends, color=colour, alpha=0.35, linewidth=4)
-        axes.plot(xs, ends[0], "-o", color=colour, markersize=5, linewidth=1.4, label=line.label)
-        axes.plot(xs, ends[1], "--o", color=colour, markersize=5, linewidth=1, markerfacecolor="white")
+        axes.plot(xs, ends[1], "--o", color=colour, markersize=7, linewidth=1, markerfacecolor="white")
+        axes.plot(xs, ends[0], "-o", color=colour, markersize=4, linewidth=1.4, label=line.label)
     if ideal is not None:
         axes.axhline(ideal, color="black", linestyle=":", linewidth=1, label="ideal")
     _x_axis(axes, lines, x)
     values = [value for line in lines for _, each, _ in line.points for value in each]
     if log:
         axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(lambda value, _: short(value))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     elif ideal is not None:
         axes.set_ylim(min(0.8, 0.95 * min(values)), 1.03 * max(ideal, *values))
     else:
@@ -70,15 +67,15 @@ def share_lines(lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str
     """Values are (part, whole) or (share,); limit: whether 100 % is a line that must not be crossed."""
     figure, axes = canvas(7.6, 4.6, heads)
     top = 0.0
-    for line in lines:
+    for n, line in enumerate(lines):
+        xs, colour = _aside(line, n, len(lines)), f"C{line.colour}"
         shares = [100 * each[0] / (each[1] if len(each) > 1 else 1.0) for _, each, _ in line.points]
-        axes.plot(line.xs, shares, "-", color=f"C{line.colour}", linewidth=1.4, label=line.label)
-        for at, share, (_, values, status) in zip(line.xs, shares, line.points, strict=True):
-            axes.plot(at, share, "o" if status == FITS else "x", color=f"C{line.colour}", markersize=6)
+        axes.plot(xs, shares, "-", color=colour, linewidth=1.4, label=line.label)
+        for at, share, (_, values, status) in zip(xs, shares, line.points, strict=True):
+            axes.plot(at, share, "o" if status == FITS else "x", color=colour, markersize=6)
             if len(values) > 1:
-                axes.annotate(
-                    f"{values[0]:.1f}", (at, share), (0, 6), textcoords="offset points", fontsize=8, ha="center"
-                )
+                text = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": colour}
+                axes.annotate(f"{values[0]:.1f}", (at, share), (0, 6), **text)
         top = max(top, *shares)
     if limit:
         axes.axhline(100, color="black", linestyle=":", linewidth=1, label="all there is")
@@ -89,6 +86,11 @@ def share_lines(lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str
     axes.grid(alpha=0.25)
     _legend(figure, axes, "figures: GiB a chip; x: does not fit" if limit else "")
     return figure
+
+
+def _aside(line: Line, n: int, of: int) -> list[float]:
+    """Where the n-th line's points are drawn, so that those of other lines at the same x can be told from them."""
+    return [at * 2 ** (0.06 * (n - (of - 1) / 2)) for at in line.xs]
 
 
 def _x_axis(axes, lines: Sequence[Line], x: str) -> None:

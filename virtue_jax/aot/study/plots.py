@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from virtue_jax.aot.study.entry import Entry
-from virtue_jax.aot.study.plot_bars import band_bars, memory_bars, share_bars
+from virtue_jax.aot.study.plot_bars import band_bars, memory_parts, share_bars, stacked_bars
 from virtue_jax.aot.study.plot_lines import Line, band_lines, share_lines
 from virtue_jax.aot.study.point import Point
-from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, Row
+from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, GIB, Row
 from virtue_jax.aot.study.study_file import Study, series_of
+from virtue_jax.aot.study.table import short
 
 DPI = 130
 
@@ -25,6 +26,9 @@ class Drawn:
 
     def pairs(self) -> list[tuple[Point, Row]]:
         return list(zip(self.study.points, self.rows, strict=True))
+
+    def reports(self) -> list[dict | None]:
+        return [entry.report if (entry := self.entries.get(point)) else None for point in self.study.points]
 
     def lines(self, keys: Sequence[str]) -> list[Line]:
         """Of each series the values of `keys` over the study's x; points without them are left out."""
@@ -90,8 +94,27 @@ def _memory(drawn: Drawn):
     if drawn.study.x:
         lines = drawn.lines(["hbm_peak_gib", "hbm_size_gib"])
         return share_lines(lines, heads, x=drawn.study.x, y="peak of a chip's HBM (%)")
-    reports = [entry.report if (entry := drawn.entries.get(point)) else None for point in drawn.study.points]
-    return memory_bars(_bars(drawn), [report and report["memory"] for report in reports], heads)
+    memories = [report and report["memory"] for report in drawn.reports()]
+    strokes = [_of_all(memory["peak"], memory["size"]) if memory else None for memory in memories]
+    stacks = [memory_parts(memory) if memory else None for memory in memories]
+    return stacked_bars(_bars(drawn), stacks, strokes, heads, "GiB a chip (stroke: all that the chip has)")
+
+
+def _of_all(peak: float, size: float) -> tuple[float, str]:
+    return size / GIB, f"{peak / GIB:.1f} of {size / GIB:.1f}"
+
+
+def _time(drawn: Drawn):
+    """Of points that fit."""
+    reports = [report if report and report["fits"] else None for report in drawn.reports()]
+    if not any(reports):
+        return None
+    cycles = [report["prediction"]["cycles"]["seconds"] if report else None for report in reports]
+    strokes = [None if seconds is None else (seconds, short(seconds)) for seconds in cycles]
+    stacks = [report and {name: each for name, each in report["terms"].items() if each} for report in reports]
+    heads = ("Where does a step's time go?", drawn.study.question)
+    unit = "seconds of a step: the roofline's terms (stroke: the compiler's cycles)"
+    return stacked_bars(_bars(drawn), stacks, strokes, heads, unit)
 
 
 def _network(drawn: Drawn):
@@ -111,7 +134,7 @@ def _efficiency(drawn: Drawn):
     }
     if drawn.study.kind not in titles:
         return None
-    unit = "pairs/s and chip, against the smallest pod"
+    unit = "pairs/s a chip (smallest pod = 1)"
     return _banded("efficiency", titles[drawn.study.kind], unit, ideal=1.0)(drawn)
 
 
@@ -126,6 +149,7 @@ def _bars(drawn: Drawn) -> list[tuple[str, str, str]]:
 
 _PLOTS: dict[str, Callable[[Drawn], Any]] = {
     "mfu": _banded("mfu", "How much of the chips' peak does useful work?", "predicted MFU"),
+    "time": _time,
     "memory": _memory,
     "network": _network,
     "pace": _banded("pairs_per_second", "How many pairs a second?", "predicted pairs/s", log=True),

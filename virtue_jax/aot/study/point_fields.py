@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from virtue_jax.aot.study.point import MESH_AXES, TOPOLOGY, Point, chips_of
+from virtue_jax.aot.study.point import CHIPS, MESH_AXES, TOPOLOGY, Point, chips_of
 from virtue_jax.config import REMAT
 
 MODELS = {size: f"configs/virtue_{size}_scar.py:large" for size in ("2b", "7b")}
@@ -36,7 +36,7 @@ def point_of(fields: dict, where: str, name: str) -> Point:
             raise Wrong(f"{where}.{key}", f"one of {', '.join(FIELDS)}, name", key)
     topology = fields.get("topology")
     if not isinstance(topology, str) or not TOPOLOGY.fullmatch(topology):
-        raise Wrong(f"{where}.topology", "CHIP:AxB or CHIP:AxBxC of v4, v5e, v5p, v6e, tpu7x, as v5e:16x16", topology)
+        raise Wrong(f"{where}.topology", f"CHIP:AxB or CHIP:AxBxC of {', '.join(CHIPS)}, as v5e:16x16", topology)
     slices = _count(fields.get("slices", 1), f"{where}.slices")
     return Point(
         name,

@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from virtue_jax.aot.study.results import COLUMNS, FAILED, MISSING, Row, band
@@ -31,6 +33,13 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     shown = [header for header, column in lines.items() if set(column) != {NOTHING}]
     shown = [header for header in shown if header not in _IF_DIFFERENT or len(set(lines[header]) - {NOTHING}) > 1]
     return shown, [list(line) for line in zip(*(lines[header] for header in shown), strict=True)]
+
+
+def print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
+    """As wide as its figures need: a narrow terminal wraps its lines, a file has them whole."""
+    table = rich_table(title, rows)
+    width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    Console(file=console.file, width=width).print(table, crop=False)
 
 
 def rich_table(title: str, rows: Sequence[Row]) -> Table:

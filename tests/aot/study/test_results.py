@@ -1,0 +1,178 @@
+"""Rows of figures, the table, the CSV and the plots show the same numbers, and those are the reports'."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_reports import fake_report
+from PIL import Image
+from rich.console import Console
+
+from virtue_jax.aot.calibration import Factors, calibrated
+from virtue_jax.aot.study.entry import Entry, kept, read_entry
+from virtue_jax.aot.study.plots import plots, save_plots
+from virtue_jax.aot.study.results import BOUNDS, study_rows
+from virtue_jax.aot.study.study_file import Study, presets, read_study
+from virtue_jax.aot.study.table import cells, csv_rows, csv_text, failures, markdown, print_table
+
+PRICES = {"v5e": 1.2, "v6e": 2.7}
+
+
+def made(study: Study, failing: int | None = None) -> dict:
+    entries = {}
+    for i, point in enumerate(study.points):
+        asked = {"mesh": dict(point.mesh), "overrides": dict(point.overrides), "slices": point.slices}
+        report = fake_report(point.config, point.topology, point.batch, **asked)
+        failed = i == failing
+        error = "exit status 2: no such thing, at all" if failed else ""
+        entries[point] = Entry(point.inputs(), "key", None if failed else report, error, 60.0, 5.0)
+    return entries
+
+
+@pytest.fixture(scope="module")
+def studies() -> dict[str, Study]:
+    return {name: read_study(name) for name in presets()}
+
+
+def test_a_row_has_the_reports_figures(studies):
+    study = studies["weak"]
+    entries = made(study)
+    for point, row in zip(study.points, study_rows(study, entries, PRICES), strict=True):
+        report = entries[point].report
+        assert (row["status"], row["chips"], row["batch"]) == ("fits", report["chips"], report["batch"])
+        assert row["mfu_cycles"] == report["prediction"]["cycles"]["mfu"]
+        assert row["hbm_peak_gib"] == report["memory"]["peak"] / 2**30
+        share = (report["terms"]["communication"] + report["terms"]["dcn"]) / report["prediction"]["roofline"][
+            "seconds"
+        ]
+        assert row["communication_share"] == pytest.approx(share)
+        assert row["ici_gib"] == pytest.approx(sum(each["bytes"] for each in report["collectives"]) / 2**30)
+
+
+def test_cost_is_chips_times_hours_times_price_and_nothing_without_a_price(studies):
+    study = studies["weak"]
+    for point, row in zip(study.points, study_rows(study, made(study), PRICES), strict=True):
+        for bound in BOUNDS:
+            hours = 1e6 / row[f"pairs_per_second_{bound}"] / 3600
+            wanted = pytest.approx(hours * point.chips * PRICES[point.chip]) if point.chip in PRICES else None
+            assert row[f"usd_{bound}"] == wanted
+
+
+@pytest.mark.parametrize("name", ["weak", "strong"])
+def test_efficiency_is_pairs_a_second_and_chip_against_the_smallest_pod(studies, name):
+    rows = [row for row in study_rows(studies[name], made(studies[name]), {}) if row["topology"].startswith("v5e")]
+    first, last = rows[0], rows[-1]
+    assert first["efficiency_cycles"] == first["efficiency_roofline"] == 1
+    growth = last["pairs_per_second_cycles"] / first["pairs_per_second_cycles"]
+    assert last["efficiency_cycles"] == pytest.approx(growth / (last["chips"] / first["chips"]))
+    assert last["efficiency_cycles"] < 1
+
+
+def test_calibrated_figures_are_of_the_chips_that_were_measured(studies):
+    study, factors = studies["mesh"], Factors(1.2, 1.5, 2.0, ("v5e",))
+    entries = made(study)
+    for point, row in zip(study.points, study_rows(study, entries, PRICES, factors), strict=True):
+        if point.chip != "v5e":
+            assert row["seconds_calibrated"] is row["mfu_calibrated"] is row["usd_calibrated"] is None
+            continue
+        seconds = calibrated(entries[point].report["terms"], factors)
+        assert row["seconds_calibrated"] == seconds
+        assert row["mfu_calibrated"] * seconds == pytest.approx(row["mfu_cycles"] * row["seconds_cycles"])
+
+
+def test_what_does_not_fit_has_memory_and_no_pace(studies):
+    study = studies["negatives"]
+    point = replace(study.points[0], batch=65536)
+    small = replace(study, points=(point,))
+    (row,) = study_rows(small, made(small), PRICES)
+    assert row["status"] == "does not fit" and row["hbm_peak_gib"] > row["hbm_size_gib"]
+    assert all(row[f"{figure}_{bound}"] is None for figure in ("mfu", "usd", "seconds") for bound in BOUNDS)
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_csv_and_tables_show_the_same_rows(studies, name):
+    study = studies[name]
+    rows = study_rows(study, made(study, failing=1), PRICES)
+    again = csv_rows(csv_text(rows))
+    assert [{key: None if value == "" else value for key, value in row.items()} for row in rows] == again
+    headers, lines = cells(again)
+    assert (headers, lines) == cells(rows)
+    text = markdown(rows).splitlines()
+    assert text[0] == "| " + " | ".join(headers) + " |" and len(text) == len(rows) + 2
+    for line, told in zip(lines, text[2:], strict=True):
+        assert told == "| " + " | ".join(line) + " |"
+
+
+def test_a_terminal_that_is_narrow_loses_no_figure(studies, capsys):
+    rows = study_rows(studies["weak"], made(studies["weak"]), PRICES)
+    print_table(Console(width=40), "?", rows)
+    printed = capsys.readouterr().out
+    for line in cells(rows)[1]:
+        assert all(cell in printed for cell in line)
+
+
+def test_a_failed_point_is_in_the_table_with_its_error(studies):
+    study = studies["mesh"]
+    rows = study_rows(study, made(study, failing=2), PRICES)
+    assert rows[2]["status"] == "failed"
+    assert failures(rows) == [f"{study.points[2].name}: failed: exit status 2: no such thing, at all"]
+    entries = {point: entry for point, entry in made(study).items() if point != study.points[2]}
+    assert failures(study_rows(study, entries, PRICES)) == [f"{study.points[2].name}: not compiled: no report of it"]
+
+
+def test_scaling_plots_have_a_line_per_bound_and_series(studies):
+    study = studies["weak"]
+    figures = plots(study, study_rows(study, made(study), PRICES), made(study))
+    assert set(figures) == {"mfu", "time", "memory", "network", "pace", "efficiency", "cost"}
+    (axes,) = figures["mfu"].axes
+    assert len(axes.get_lines()) == 2 * 5  # 2B on v5e, v6e and v5p, 7B on v5p and v6e
+    assert len(figures["efficiency"].axes[0].get_lines()) == 2 * 5 + 1  # and the ideal
+    assert len(figures["cost"].axes[0].get_lines()) == 2 * 3  # no price for v5p
+    assert axes.get_xlabel() == "chips" and axes.get_ylabel() == "predicted MFU"
+    rows = study_rows(study, made(study), PRICES)
+    drawn = sorted(value for line in axes.get_lines() for value in line.get_ydata())
+    assert drawn == pytest.approx(sorted(row[f"mfu_{bound}"] for row in rows for bound in BOUNDS))
+
+
+def test_batch_plots_have_a_line_per_pod_and_crosses_where_it_does_not_fit(studies):
+    study = studies["negatives"]
+    points = (*study.points, replace(study.points[0], name="huge", batch=65536))
+    study = replace(study, points=points)
+    figures = plots(study, study_rows(study, made(study), {}), made(study))
+    lines = figures["memory"].axes[0].get_lines()
+    assert sum(line.get_linestyle() == "-" for line in lines) == 5
+    assert sum(line.get_marker() == "x" for line in lines) == 1
+    assert "cost" not in figures
+
+
+def test_grid_plots_have_a_bar_per_point_that_fits(studies):
+    study = studies["mesh"]
+    rows = study_rows(study, made(study, failing=0), PRICES)
+    figures = plots(study, rows, made(study, failing=0))
+    for name in ("mfu", "network"):
+        axes = figures[name].axes[0]
+        assert len(axes.patches) == len(study.points) - 1
+        assert [label.get_text() for label in axes.get_yticklabels()] == [point.name for point in study.points]
+        assert "failed" in [text.get_text() for text in axes.texts]
+
+
+def test_plots_are_written_as_images(studies, tmp_path):
+    study = studies["mesh"]
+    one = replace(study, points=study.points[:2])
+    figures = plots(one, study_rows(one, made(one), {}), made(one))
+    for path in save_plots({"mfu": figures["mfu"]}, tmp_path, "mesh-").values():
+        image = Image.open(path)
+        assert path.name == "mesh-mfu.png" and image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 20, "a page of one colour"
+
+
+def test_an_entry_is_json_that_is_read_again(studies, tmp_path):
+    study = studies["weak"]
+    entries = made(study, failing=0)
+    for point, entry in entries.items():
+        entry.write(tmp_path / point.file_name())
+        assert read_entry(tmp_path / point.file_name()) == entry
+        json.loads((tmp_path / point.file_name()).read_text())
+    assert kept(tmp_path, study.points) == entries
+    with pytest.raises(ValueError, match="no whole report"):
+        kept(tmp_path / "nowhere", study.points)
