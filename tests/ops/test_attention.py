@@ -9,7 +9,7 @@ from virtue_jax.ops.attention import attention, resolve_backend
 
 def test_unknown_and_unusable_backends_say_what_to_do():
     q, k, v = inputs(L=100)
-    with pytest.raises(ValueError, match=r"'flash' is not one of xla, splash: set numerics\.attention"):
+    with pytest.raises(ValueError, match=r"'flash' is not one of xla, splash, triton: set numerics\.attention"):
         attention(q, k, v, backend="flash")
     with pytest.raises(ValueError, match=r"100 queries are not a multiple of 128.*numerics\.attention='xla'"):
         attention(q, k, v, backend="splash")
@@ -20,8 +20,8 @@ def test_unknown_and_unusable_backends_say_what_to_do():
 
 
 def test_auto_is_the_kernel_of_the_platform_and_a_named_backend_stays():
-    found = {platform: resolve_backend("auto", platform) for platform in ("tpu", "cpu", "rocm")}
-    assert found == {"tpu": "splash", "cpu": "xla", "rocm": "xla"}
+    found = {platform: resolve_backend("auto", platform) for platform in ("tpu", "cuda", "cpu", "rocm")}
+    assert found == {"tpu": "splash", "cuda": "triton", "cpu": "xla", "rocm": "xla"}
     assert resolve_backend("splash", "tpu") == "splash" and resolve_backend("xla", "tpu") == "xla"
 
 

@@ -8,6 +8,7 @@ Letters: B batch, L queries, S keys, H query heads, K key heads, D head size.
 import math
 
 from virtue_jax.ops.splash import splash_attention
+from virtue_jax.ops.triton_attention import triton_attention
 from virtue_jax.ops.xla_attention import xla_attention
 
 
@@ -21,8 +22,8 @@ def attention(q_BLHD, k_BSKD, v_BSKD, *, scale=None, causal=False, q_segments=No
         causal: query l sees keys 0..l only (L = S).
         q_segments, kv_segments: int[B, L], int[B, S]; a query sees the keys of its own segment. Segment 0 is padding:
             no real query sees it, and what stands at padded queries is finite but means nothing. Give both or neither.
-        backend: "xla" (every platform; memory linear in L, no (L, S) array survives into the backward pass) or
-            "splash" (the Pallas kernel for TPU; L and S multiples of 128).
+        backend: "xla" (every platform; memory linear in L, no (L, S) array survives into the backward pass),
+            "splash" (the Pallas kernel for TPU; L and S multiples of 128) or "triton" (ours for NVIDIA GPUs).
 
     Returns:
         [B, L, H, D] in q's dtype. A query without any visible key gets a finite, meaningless value.
@@ -54,10 +55,10 @@ def _check_shapes(q, k, v, causal, q_segments, kv_segments):
         raise ValueError(f"attention: segments {q_segments.shape} and {kv_segments.shape}, expected {expected}")
 
 
-BACKENDS = {"xla": xla_attention, "splash": splash_attention}
-PLATFORMS = {"xla": ("cpu", "cuda", "rocm", "tpu"), "splash": ("tpu",)}
+BACKENDS = {"xla": xla_attention, "splash": splash_attention, "triton": triton_attention}
+PLATFORMS = {"xla": ("cpu", "cuda", "rocm", "tpu"), "splash": ("tpu",), "triton": ("cuda",)}
 AUTO = "auto"  # the kernel that is made for a platform; "xla" where none is
-KERNELS = {"tpu": "splash"}
+KERNELS = {"tpu": "splash", "cuda": "triton"}
 
 
 def resolve_backend(backend: str, platform: str) -> str:
