@@ -28,7 +28,8 @@ from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceCon
 from virtue_jax.train.loss import LossConfig, contrastive_loss
 from virtue_jax.train.optimizer import OptimizerConfig
 from virtue_jax.train.setup import setup
-from virtue_jax.train.step import StepConfig, encode_groups, encode_towers
+from virtue_jax.train.step import StepConfig, encode_groups
+from virtue_jax.train.towers import encode_towers
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -155,7 +156,7 @@ def test_embeddings_loss_and_every_gradient(golden_step, chunks):
     def loss(trainable, frozen, groups):
         model = bind(run.model, {**frozen, **trainable})
         made = StepConfig(LOSS, (chunks, chunks), seed=0, frozen_towers=True)
-        slots = encode_groups(model, groups, encode_towers(model, groups, made), (None, None), made)
+        slots = encode_groups(model, groups, encode_towers(model, groups), (None, None), made)
         value, metrics = contrastive_loss(slots, TEMPERATURE, LOSS)
         return value, (slots.embeddings, metrics)
 

@@ -1,7 +1,7 @@
 """VIRTUE assembled: image towers -> segmentation and vision tokens -> language model -> one vector per example."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from virtue_jax.models.lora import adapt
 from virtue_jax.models.qwen2_text import QwenText
 from virtue_jax.models.qwen2_vision import QwenVision
 from virtue_jax.models.sam2 import Sam2
-from virtue_jax.parallel.constrain import EVERY, ROWS, constrain
+from virtue_jax.parallel.constrain import EVERY, ROWS, constrain, join_rows, split_rows
 
 
 def towers_are_frozen(trainable: Iterable[str]) -> bool:
@@ -58,49 +58,63 @@ class Virtue(nnx.Module):
         if config.adapter is not None:
             adapt(self.text, config.adapter, numerics=numerics, rngs=rngs)
 
-    @_as_its_dtype_says
     def towers(self, batch: Batch) -> TowerOutputs:
         """Runs each image once through both towers and each prompt once through SAM-2's two-way transformer."""
         vision = fused = None
         if batch.patches is not None:
-            vision = self._vision_tokens(batch)
+            rows = batch.patches.shape[0]
+            tokens = self.vision_rows(*map(_flat, (batch.patches, batch.patch_yx, batch.patch_segments)))
+            vision = constrain(tokens.reshape(rows, -1, tokens.shape[-1]), ROWS)
         if batch.sam_images is not None:
-            fused = self._fuse_prompts(batch)
+            fused = self.fuse_prompts(batch, self.image_maps(_flat(batch.sam_images)))
         return TowerOutputs(vision, fused)
 
-    def _vision_tokens(self, batch: Batch):
-        rows = batch.patches.shape[0]
-        patches = _normalised(batch.patches, CLIP_MEAN, CLIP_STD, repeat=batch.patches.shape[-1] // len(CLIP_MEAN))
-        tokens = self.vision(*(constrain(_flat(x), EVERY) for x in (patches, batch.patch_yx, batch.patch_segments)))
-        return constrain(tokens.reshape(rows, -1, tokens.shape[-1]), ROWS)
+    @_as_its_dtype_says
+    def vision_rows(self, patches, patch_yx, patch_segments):
+        """Vision tokens [N, P/4, hidden] of patches[N, P, 588] in rows of any number of images; see `QwenVision`."""
+        patches = _normalised(patches, CLIP_MEAN, CLIP_STD, repeat=patches.shape[-1] // len(CLIP_MEAN))
+        return self.vision(*(constrain(x, EVERY) for x in (patches, patch_yx, patch_segments)))
 
-    def _fuse_prompts(self, batch: Batch):
+    @_as_its_dtype_says
+    def image_maps(self, sam_images):
+        """SAM-2's map [N, h, w, D] of each image of sam_images[N, S, S, 3]."""
+        return self.sam2.encode_image(constrain(_normalised(sam_images, IMAGENET_MEAN, IMAGENET_STD), EVERY))
+
+    @_as_its_dtype_says
+    def fuse_prompts(self, batch: Batch, maps):
+        """[R, M, h, w, D]: the prompts of the rows, each seen on its image's map; maps[R * I, h, w, D] row by row."""
         rows, images = batch.sam_images.shape[:2]
         prompts = batch.prompt_labels.shape[1]
-        sam_images = constrain(_flat(_normalised(batch.sam_images, IMAGENET_MEAN, IMAGENET_STD)), EVERY)
-        embed = constrain(self.sam2.encode_image(sam_images).reshape(rows, images, *self._map_shape()), ROWS)
-        embed = jnp.take_along_axis(embed, batch.prompt_image[:, :, None, None, None], axis=1)
+        maps = constrain(maps.reshape(rows, images, *maps.shape[1:]), ROWS)
+        maps = jnp.take_along_axis(maps, batch.prompt_image[:, :, None, None, None], axis=1)
         labels = _flat(batch.prompt_labels)
         has_mask = masks = None
         if batch.prompt_masks is not None:
             has_mask, masks = _flat(batch.has_mask), _flat(batch.prompt_masks)
         sparse, dense = self.sam2.encode_prompts(_flat(batch.prompt_points), labels, has_mask, masks)
-        fused, _ = self.sam2.fuse(_flat(embed), sparse, labels, dense)
+        fused, _ = self.sam2.fuse(_flat(maps), sparse, labels, dense)
         return fused.reshape(rows, prompts, *fused.shape[1:])
 
-    def _map_shape(self) -> tuple[int, int, int]:
-        config = self.sam2.config
-        return config.embedding_size, config.embedding_size, config.d_model
-
-    @_as_its_dtype_says
     def embed(self, batch: Batch, towers: TowerOutputs, keys: jax.Array | None = None):
         """float32[R, K, hidden]: each example's last-token hidden state, L2-normalised; undefined where not `valid`.
 
         keys: key[R], dropout keys of the adapter, one per row; None = no dropout.
         """
-        hidden = self.text(self.splice(batch, towers), batch.positions, batch.segments, keys)
-        pooled = jnp.take_along_axis(hidden, batch.pool[:, :, None], axis=1).astype(jnp.float32)
-        return pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+        return self.embed_together([(batch, towers, keys)])[0]
+
+    @_as_its_dtype_says
+    def embed_together(self, groups: Sequence[tuple[Batch, TowerOutputs, jax.Array | None]]) -> list[jax.Array]:
+        """`embed` of several row groups with equally many slots, in one run of the language model."""
+        inputs, positions, segments, keys = [], [], [], []
+        for batch, towers, key in groups:
+            inputs.append(self.splice(batch, towers))
+            positions.append(batch.positions)
+            segments.append(batch.segments)
+            keys.append(key)
+        joined = None if keys[0] is None else join_rows(keys)
+        hidden = self.text(join_rows(inputs), join_rows(positions), join_rows(segments), joined)
+        parts = split_rows(hidden, [len(x) for x in inputs])
+        return [_pooled(part, batch.pool) for part, (batch, _, _) in zip(parts, groups, strict=True)]
 
     def splice(self, batch: Batch, towers: TowerOutputs):
         """The language model's input [R, L, hidden]: words, vision tokens and segmentation tokens in their slots."""
@@ -116,6 +130,11 @@ class Virtue(nnx.Module):
     def __call__(self, batch: Batch, keys: jax.Array | None = None):
         """`embed` of `towers`: float32[R, K, hidden]."""
         return self.embed(batch, self.towers(batch), keys)
+
+
+def _pooled(hidden, pool):
+    taken = jnp.take_along_axis(hidden, pool[:, :, None], axis=1).astype(jnp.float32)
+    return taken / jnp.linalg.norm(taken, axis=-1, keepdims=True)
 
 
 def _normalised(x, mean, std, repeat: int = 1):

@@ -1,8 +1,10 @@
 """Hints to the compiler about how activations lie on the mesh; the only thing that models know of devices."""
 
 import math
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from virtue_jax.parallel.mesh import ROWS, TENSOR
@@ -41,3 +43,29 @@ def spec_of(shape: tuple[int, ...], axes: tuple) -> PartitionSpec:
 def constrain(x: jax.Array, *axes) -> jax.Array:
     """`x` laid out as said, one entry per leading dimension: None, an axis name, or several. Without a mesh, `x`."""
     return jax.lax.with_sharding_constraint(x, spec_of(x.shape, axes)) if auto_axes() else x
+
+
+def join_rows(parts: Sequence[jax.Array]) -> jax.Array:
+    """Arrays [R_i, ...], rows split over devices, as one along the leading axis; each device's rows stay on it, so that
+    their order is the devices' and not the arrays'. `split_rows` undoes it."""
+    shards = _row_shards([len(x) for x in parts])
+    joined = jnp.concatenate([_rows(x.reshape(shards, len(x) // shards, *x.shape[1:])) for x in parts], axis=1)
+    return _rows(joined.reshape(-1, *joined.shape[2:]))
+
+
+def split_rows(x: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """The arrays of sizes[i] rows that `join_rows` made `x` of."""
+    shards = _row_shards(sizes)
+    x = _rows(x.reshape(shards, len(x) // shards, *x.shape[1:]))
+    ends = [sum(sizes[: i + 1]) // shards for i in range(len(sizes) - 1)]
+    return [_rows(part.reshape(-1, *part.shape[2:])) for part in jnp.split(x, ends, axis=1)]
+
+
+def _row_shards(sizes: Sequence[int]) -> int:
+    """Over how many devices, of those that the compiler splits rows over, all sizes divide."""
+    shards = math.prod(size for name, size in auto_axes().items() if name in ROWS)
+    return shards if all(size % shards == 0 for size in sizes) else 1
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else constrain(x, ROWS)

@@ -25,12 +25,12 @@ from virtue_jax.train.step import (
     LOG_TEMPERATURE,
     StepConfig,
     TrainState,
-    encode_towers,
     initial_state,
     loss_and_gradients,
     make_update,
     without_pixels,
 )
+from virtue_jax.train.towers import encode_towers
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _mapped_stages(model: Virtue, made: StepConfig, mesh: Mesh) -> tuple[Callabl
 
     def towers(frozen, groups):
         # The language model is not run here: its parameters, trainable ones among them, stay shapes.
-        return encode_towers(bind(model, {**shapes, **frozen}), groups, made) if made.frozen_towers else ()
+        return encode_towers(bind(model, {**shapes, **frozen}), groups) if made.frozen_towers else ()
 
     mapped = partial(jax.shard_map, mesh=mesh, axis_names=by_hand, check_vma=False)
     return (

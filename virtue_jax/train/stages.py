@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 
 from virtue_jax.batch import Batch
+from virtue_jax.parallel.mesh import replicated, rows
 from virtue_jax.train.setup import TrainSetup
 from virtue_jax.train.step import TrainState
 
@@ -43,21 +44,29 @@ class Stages:
         return *self.run.step(state, frozen, groups, stages=self, done=wait), seconds
 
 
-def compile_stages(run: TrainSetup) -> Stages:
-    """Compiles from shapes alone; no array is made."""
-    towers = run.towers.lower(run.frozen, run.groups).compile()
-    outputs = _placed(jax.eval_shape(run.towers, run.frozen, run.groups), towers.output_shardings)
+def lower_stages(run: TrainSetup) -> dict[str, jax.stages.Lowered]:
+    """{stage: what its compiler takes}, from shapes alone, in the order in which they run; no array is made."""
+    outputs = _placed(jax.eval_shape(run.towers, run.frozen, run.groups), rows(run.mesh))
     inputs = (run.state.trainable, run.state.step, run.frozen, run.embed_inputs(run.groups), outputs)
-    gradients = run.gradients.lower(*inputs).compile()
-    found, metrics = _placed(jax.eval_shape(run.gradients, *inputs), gradients.output_shardings)
-    update = run.update.lower(run.state, found, metrics["loss"]).compile()
-    programs = {"towers": towers, "gradients": gradients, "update": update}
+    found, metrics = jax.eval_shape(run.gradients, *inputs)
+    shardings = {path: x.sharding for path, x in run.state.trainable.items()}
+    found = {path: _placed(x, shardings[path]) for path, x in found.items()}
+    return {
+        "towers": run.towers.lower(run.frozen, run.groups),
+        "gradients": run.gradients.lower(*inputs),
+        "update": run.update.lower(run.state, found, _placed(metrics["loss"], replicated(run.mesh))),
+    }
+
+
+def compile_stages(run: TrainSetup) -> Stages:
+    """Compiles from shapes alone."""
+    programs = {name: lowered.compile() for name, lowered in lower_stages(run).items()}
     memory = {name: program.memory_analysis() for name, program in programs.items()}
     return Stages(run, **programs, memory={name: used for name, used in memory.items() if used is not None})
 
 
-def _placed(shapes, shardings):
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+def _placed(shapes, sharding):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 class Compilations:

@@ -54,14 +54,6 @@ def without_pixels(batch: Batch) -> Batch:
     return batch._replace(**{name: None for name in TOWER_INPUTS})
 
 
-def encode_towers(model: Virtue, groups: Sequence[Batch], config: StepConfig) -> tuple[TowerOutputs, ...]:
-    """The frozen image towers' outputs of every row group, without a gradient; each micro-batch's are kept."""
-    return tuple(
-        jax.lax.stop_gradient(encode_in_chunks(model.towers, batch, count))
-        for batch, count in zip(groups, config.chunks, strict=True)
-    )
-
-
 def encode_groups(
     model: Virtue,
     groups: Sequence[Batch],
@@ -72,21 +64,44 @@ def encode_groups(
 ) -> Slots:
     """Embeds every row group, each in its number of micro-batches, and lines all slots up.
 
-    towers: of `encode_towers`; None = they train, are part of what is differentiated, and run again in the backward
+    towers: of `train/towers.py`; None = they train, are part of what is differentiated, and run again in the backward
     pass where there are micro-batches. keys: per group one dropout key per row, key[R], or None.
     """
     if config.hold_norms:
         hold_norms(model.text)
+    embeddings = _embeddings(model, groups, towers, keys, config.chunks)
     slots, places = [], slot_places(groups, axis)
-    for i, (batch, count, key) in enumerate(zip(groups, config.chunks, keys, strict=True)):
-        if towers is None:
-            z = encode_in_chunks(lambda item: model(*item), (batch, key), count)
-        else:
-            inputs = (without_pixels(batch), towers[i], key)
-            z = encode_in_chunks(lambda item: model.embed(*item), inputs, count)
+    for i, batch in enumerate(groups):
         facts = (batch.side, batch.content, batch.positives, batch.valid, places[i])
-        slots.append(Slots(*(x.reshape(-1, *x.shape[2:]) for x in (z, *facts))))
+        slots.append(Slots(*(x.reshape(-1, *x.shape[2:]) for x in (embeddings[i], *facts))))
     return Slots(*(jnp.concatenate(parts) for parts in zip(*slots, strict=True)))
+
+
+def _embeddings(model: Virtue, groups: Sequence[Batch], towers, keys: Sequence, chunks: Sequence[int]) -> list:
+    """[R, K, hidden] of every row group; those of one length, cut into equally many micro-batches, run together."""
+
+    def encode(items):
+        if towers is None:
+            items = [(batch, model.towers(batch), key) for batch, key in items]
+        return model.embed_together(items)
+
+    if towers is None:
+        inputs = list(zip(groups, keys, strict=True))
+    else:
+        inputs = list(zip(map(without_pixels, groups), towers, keys, strict=True))
+    found: dict[int, jax.Array] = {}
+    for members in same_program(groups, chunks):
+        count = chunks[members[0]]
+        found |= zip(members, encode_in_chunks(encode, [inputs[i] for i in members], count), strict=True)
+    return [found[i] for i in range(len(groups))]
+
+
+def same_program(groups: Sequence[Batch], chunks: Sequence[int]) -> list[list[int]]:
+    """Which row groups the language model takes in one run, as their numbers."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, (batch, count) in enumerate(zip(groups, chunks, strict=True)):
+        alike.setdefault((batch.tokens.shape[1], count), []).append(i)
+    return list(alike.values())
 
 
 def dropout_keys(seed: int, step: jax.Array, groups: Sequence[Batch], axis: Axis) -> list[jax.Array]:
