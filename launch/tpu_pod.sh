@@ -1,0 +1,267 @@
+#!/usr/bin/env bash
+# bash launch/tpu_pod.sh --name NAME --zone ZONE --tpu CHIP:SHAPE [OPTION...] -- ARGUMENT of `virtue train`...
+#
+#   launch/tpu_pod.sh --name scar --zone us-west4-a --tpu v5e:16x16 --spot --nfs 10.0.0.2:/share \
+#       -- --config configs/virtue_2b_scar.py:large --workdir /mnt/virtue/runs/scar --config.model.directory=/mnt/virtue/models/virtue-2b
+#
+# Asks for TPU VMs as a queued resource, waits for them, installs this work tree's last commit on all of them, starts
+# `virtue train --distributed` on every worker, shows what worker 0 says, and starts it again after preemptions, hangs
+# and kills: it goes on from its last checkpoint. The TPU VMs are deleted at the end. This script may be interrupted (the run
+# goes on) and started again with the same options (it finds the run). Exit status: 0 finished, else that of `virtue train`.
+#
+#   --slices N          that many slices, connected by the data-centre network (default 1)
+#   --project PROJECT   default: that of gcloud's configuration
+#   --spot              preemptible, cheap; --reserved: from a reservation of the project; --reservation URL: from this one
+#   --runtime VERSION   image of the VMs (default: the one that Cloud TPU names for the chip)
+#   --nfs HOST:/EXPORT  mount this share (Filestore, for one) at /mnt/virtue on all workers
+#   --setup COMMAND     run this on all workers after the installation
+#   --create ARGUMENT   a further argument of `gcloud compute tpus queued-resources create`; may be repeated
+#   --retries N         starts after failures and preemptions; 10 minutes of life reset the count (default 10)
+#   --poll SECONDS      between two looks at the pod (default 30)
+#   --keep              do not delete the VMs at the end
+#   --delete            delete the VMs of --name, and nothing else
+#   --dry-run           print the commands in their order; change nothing
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR
+source "$here/verdict.sh"
+# shellcheck source-path=SCRIPTDIR
+source "$here/tpu_kinds.sh"
+
+HEALTHY=600 # seconds after which a start has proved itself
+DEAF=10     # looks at the pod without an answer, after which it is lost
+worker=(bash virtue_jax/launch/on_worker.sh)
+follower=''
+scratch=$(mktemp -d)
+trap 'stop_following; rm -rf "$scratch"' EXIT
+
+parse() {
+    name='' zone='' tpu='' slices=1 retries=10 poll=30 runtime_given='' nfs='' setup='' keep='' delete=''
+    where=() capacity=() create=() gcloud=(gcloud compute tpus queued-resources)
+    creator=("${gcloud[@]}")
+    while (($#)) && [[ $1 != -- ]]; do
+        case $1 in
+            --spot | --reserved) capacity+=("$1") ;;
+            --keep) keep=yes ;;
+            --delete) delete=yes ;;
+            --dry-run) DRY_RUN=yes ;;
+            -h | --help) usage && exit ;;
+            --*) parse_value "$@" && shift ;;
+            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
+        esac
+        shift
+    done
+    arguments=("${@:2}")
+}
+
+parse_value() {
+    given "$1" "$#"
+    case $1 in
+        --name) name=$2 ;;
+        --zone) zone=$2 ;;
+        --tpu) tpu=$2 ;;
+        --slices) whole_number "$1" "$2" 1 && slices=$((10#$2)) ;;
+        --retries) whole_number "$1" "$2" 0 && retries=$((10#$2)) ;;
+        --poll) whole_number "$1" "$2" 0 && poll=$2 ;;
+        --project) where+=("--project=$2") ;;
+        --runtime) runtime_given=$2 ;;
+        --nfs) nfs=$2 ;;
+        --setup) setup=$2 ;;
+        --create) create+=("$2") ;;
+        --reservation) capacity+=("--reservation=$2") && creator=(gcloud alpha compute tpus queued-resources) ;;
+        *) refuse "$1: no such option; --help lists them" ;;
+    esac
+}
+
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+check() {
+    [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] || refuse "--name '$name': expected a-z, 0-9 and -, from a letter on"
+    [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || refuse "--zone '$zone': expected a zone, as us-west4-a"
+    where+=("--zone=$zone")
+    [[ -z $delete ]] || return 0
+    tpu_kind "$tpu"
+    queued_type
+    runtime=${runtime_given:-$runtime}
+    ((${#capacity[@]} < 2)) || refuse "${capacity[*]}: choose one"
+    [[ -z $nfs || $nfs == *:/* ]] || refuse "--nfs $nfs: expected HOST:/EXPORT"
+    local_workdir "${arguments[@]}"
+}
+
+# ---------------------------------------------------------------- the queued resource
+
+create() {
+    local nodes=("--node-id=$name")
+    ((slices == 1)) || nodes=("--node-count=$slices" "--node-prefix=$name")
+    carry_out "${creator[@]}" create "$name" "${where[@]}" "${nodes[@]}" "${type[@]}" \
+        "--runtime-version=$runtime" "${capacity[@]}" "${create[@]}"
+}
+
+# Its state; NONE where there is none, UNKNOWN where gcloud cannot say.
+state() {
+    local describe=("${gcloud[@]}" describe "$name" "${where[@]}" '--format=value(state.state)')
+    if [[ ${DRY_RUN:-} == yes ]]; then
+        shown "${describe[@]}"
+    elif "${describe[@]}" 2> "$scratch/refusal"; then
+        :
+    elif grep -q NOT_FOUND "$scratch/refusal"; then
+        echo NONE
+    else
+        cat "$scratch/refusal" >&2
+        echo UNKNOWN
+    fi
+}
+
+remove() { carry_out "${gcloud[@]}" delete "$name" "${where[@]}" --force --quiet; }
+
+# Returns when the VMs are there. Asks for them where they are not.
+acquire() {
+    local now before='' deaf=0
+    while :; do
+        now=$(state)
+        [[ $now == "$before" ]] || say "$name: $now"
+        before=$now
+        case $now in
+            ACTIVE) return ;;
+            NONE) create ;;
+            FAILED) spend "$now" && remove ;;
+            SUSPENDED) remove ;;
+            UNKNOWN) ((++deaf < DEAF)) || give_up 2 "gcloud does not say how $name is" ;;
+        esac
+        sleep "$poll"
+    done
+}
+
+# ---------------------------------------------------------------- its workers
+
+# on_workers WORD...: runs this on all workers of all slices.
+on_workers() {
+    carry_out "${gcloud[@]}" ssh "$name" "${where[@]}" --quiet --node=all --worker=all "--command=$(shown "$@")"
+}
+
+install() {
+    local tree=$here/..
+    git -C "$tree" diff --quiet HEAD || say "the work tree differs from its last commit, which is what is installed"
+    carry_out git -C "$tree" archive --format=tar.gz "--output=$scratch/virtue_jax.tar.gz" HEAD
+    carry_out "${gcloud[@]}" scp "$scratch/virtue_jax.tar.gz" "$name:" "${where[@]}" --quiet --node=all --worker=all
+    on_workers bash -c 'rm -rf virtue_jax && mkdir virtue_jax && tar -xzf virtue_jax.tar.gz -C virtue_jax'
+    on_workers "${worker[@]}" install
+    [[ -z $nfs ]] || on_workers "${worker[@]}" mount "$nfs"
+    [[ -z $setup ]] || on_workers bash -c "$setup"
+}
+
+start() { on_workers "${worker[@]}" start "$chip" "${arguments[@]}"; }
+
+follow() {
+    local command=("${gcloud[@]}" ssh "$name" "${where[@]}" --quiet --node=0 --worker=0)
+    command+=("--command=$(shown "${worker[@]}" log)")
+    if [[ ${DRY_RUN:-} == yes ]]; then
+        shown "${command[@]}"
+    elif [[ -z $follower ]] || ! kill -0 "$follower" 2> /dev/null; then
+        set -m # a process group of its own: gcloud is ended with the ssh that it runs
+        "${command[@]}" < /dev/null &
+        follower=$!
+        set +m
+    fi
+}
+
+stop_following() {
+    [[ -z $follower ]] || kill -- "-$follower" 2> /dev/null || true
+    follower=''
+}
+
+# Sets statuses: one word for every worker. Fails where not all could be asked.
+ask() {
+    local said
+    said=$(on_workers "${worker[@]}" status 2> "$scratch/refusal") || return 1
+    mapfile -t statuses < <(sed -n 's/.*virtue-status \([a-z0-9]*\).*/\1/p' <<< "$said")
+    ((${#statuses[@]}))
+}
+
+# ---------------------------------------------------------------- one start, and all of them
+
+# Sets outcome: finished, again, stop STATUS, or lost.
+watch_run() {
+    local deaf=0
+    while :; do
+        sleep "$poll"
+        case $(state) in
+            ACTIVE | UNKNOWN) ;;
+            *) outcome=lost && return ;;
+        esac
+        if ! ask; then
+            ((++deaf < DEAF)) || { outcome=lost && return; }
+            continue
+        fi
+        deaf=0
+        follow
+        if [[ " ${statuses[*]} " != *" running "* ]]; then
+            outcome=$(verdict "${statuses[@]//none/137}")
+            return
+        fi
+        # One that has failed takes the others along, sooner or later: sooner.
+        [[ "$(verdict "${statuses[@]//running/0}")" == finished ]] || on_workers "${worker[@]}" stop || true
+    done
+}
+
+spend() {
+    ((retries_left-- > 0)) || give_up 75 "$1, and $retries retries are used up"
+    say "$1: starting again ($retries_left more after this)"
+}
+
+# give_up STATUS WORD...: the VMs are deleted, unless they are to be kept.
+give_up() {
+    say "${@:2}"
+    stop_following
+    if [[ -n $keep ]]; then say "$name is kept: --delete deletes it"; else remove || true; fi
+    exit "$1"
+}
+
+supervise() {
+    local begin=0
+    retries_left=$retries
+    while :; do
+        acquire
+        if ! ask || [[ " ${statuses[*]} " != *" running "* ]]; then
+            # A worker that cannot be reached may be going away; what is wrong with the command itself ends the run.
+            if ! { install && start; }; then
+                spend "$name could not be set up"
+                continue
+            fi
+        fi
+        begin=$SECONDS
+        follow
+        watch_run
+        stop_following
+        ((SECONDS - begin < HEALTHY)) || retries_left=$retries
+        case $outcome in
+            finished) give_up 0 "finished" ;;
+            stop*)
+                on_workers "${worker[@]}" last || true
+                give_up "${outcome#stop }" "cannot go on: a worker ended with ${outcome#stop }; its last lines are above"
+                ;;
+            *) spend "the run was interrupted ($outcome)" ;;
+        esac
+    done
+}
+
+# The same commands, each once.
+plan() {
+    create
+    state
+    install
+    start
+    follow
+    on_workers "${worker[@]}" status
+    [[ -n $keep ]] || remove
+}
+
+parse "$@"
+check
+if [[ -n $delete ]]; then
+    remove
+elif [[ ${DRY_RUN:-} == yes ]]; then
+    plan
+else
+    supervise
+fi

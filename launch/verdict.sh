@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# What launchers have in common: how they speak, and what the exit statuses of a run's processes mean. Sourced.
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || {
+    echo "${0##*/}: bash $BASH_VERSION is too old; 4.4 or later is needed" >&2
+    exit 2
+}
+
+# A command substitution ends, and its script with it, where something in it fails.
+shopt -s inherit_errexit
+
+say() { printf '[launch] %s\n' "$*" >&2; }
+
+# refuse WORD...: one line, exit status 2.
+refuse() {
+    local line=$*
+    printf '%s: %s\n' "${0##*/}" "${line//[[:cntrl:]]/ }" >&2
+    exit 2
+}
+
+# shown COMMAND...: one line that a shell reads as this command.
+shown() {
+    local word line=''
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+        line+=" $word"
+    done
+    printf '%s\n' "${line# }"
+}
+
+# carry_out COMMAND...: runs it; where DRY_RUN is "yes", only shows it.
+carry_out() {
+    if [[ ${DRY_RUN:-} == yes ]]; then shown "$@"; else "$@"; fi
+}
+
+# verdict STATUS...: "finished", "again" or "stop STATUS". 69 another process ended, 70 hung, 75 told to stop and saved,
+# over 128 killed: the same command goes on. A process that ended otherwise is why the others did (virtue_jax/cli/train.py).
+verdict() {
+    local status what=finished
+    for status in "$@"; do
+        if ((status == 69 || status == 70 || status == 75 || status > 128)); then
+            what=again
+        elif ((status != 0)); then
+            echo "stop $status"
+            return
+        fi
+    done
+    echo "$what"
+}
+
+# whole_number OPTION VALUE LEAST
+whole_number() {
+    if [[ ! $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3)); then refuse "$1 $2: expected a whole number from $3"; fi
+}
+
+# given OPTION ARGUMENTS-LEFT: refuses an option without a value.
+given() {
+    (($2 > 1)) || refuse "$1: no value"
+}
+
+# local_workdir ARGUMENT...: refuses arguments of `virtue train` without a workdir, or with one that is not a folder's path.
+local_workdir() {
+    local argument workdir='' previous=''
+    for argument in "$@"; do
+        [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
+        [[ $previous == --workdir ]] && workdir=$argument
+        previous=$argument
+    done
+    [[ -n $workdir ]] || refuse "no --workdir among the arguments of \`virtue train\`, which follow --"
+    [[ $workdir != *://* ]] || refuse "--workdir $workdir: expected a folder on a file system that all processes mount"
+}

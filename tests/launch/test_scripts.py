@@ -1,0 +1,83 @@
+"""What holds for every script in launch/."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import local
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for end in ("*.sh", "*.sbatch") for path in LAUNCH.rglob(end))
+SOURCED = ("verdict.sh", "tpu_kinds.sh")
+COMMANDS = ("tpu_pod.sh", "slurm.sh", "gke/run.sh", "gke/xpk.sh")
+
+
+def in_bash(function: str, *arguments: str) -> str:
+    """What a function of verdict.sh says."""
+    command = ["bash", "-c", 'source "$1" && "${@:2}"', "test", str(LAUNCH / "verdict.sh"), function, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_finds_nothing(script):
+    tool = Path(sys.executable).with_name("shellcheck")
+    found = subprocess.run([tool, "-x", LAUNCH / script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in SOURCED])
+def test_a_script_ends_where_something_in_it_fails(script):
+    assert "\nset -euo pipefail\n" in (LAUNCH / script).read_text()
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_says_what_a_script_takes(cloud, script):
+    said = cloud.run(script, "--help").stdout
+    assert said.startswith("bash ") and "set -euo" not in said
+    labels = re.findall(r"^ +(--[a-z|* -]+=?\*?)\) ", (LAUNCH / script).read_text(), re.MULTILINE)
+    options = {option.rstrip("=*") for label in labels for option in label.split(" | ")}
+    assert options - {"--", ""} and all(option in said for option in options)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 69, 70, 75, 126, 127, 134, 137, 143])
+@pytest.mark.parametrize("other", [0, 2, 69, 75, 137])
+def test_the_shell_and_the_local_launcher_judge_alike(number, other):
+    shell = [
+        "bash",
+        "-c",
+        'source "$1" && verdict "${@:2}"',
+        "test",
+        str(LAUNCH / "verdict.sh"),
+        str(number),
+        str(other),
+    ]
+    said = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.split()
+    # Python names a kill by its signal.
+    what, status = local.verdict([128 - n if n > 128 else n for n in (number, other)])
+    assert said == ([what, str(status)] if what == "stop" else [what])
+
+
+def test_words_are_shown_so_that_a_shell_reads_them_back():
+    given = ["plain", "two words", "it's", '"', "$(id)", "`id`", "", "a\nb", "*", "~", "é", "--x=1;2"]
+    shown = in_bash("shown", *given)
+    again = subprocess.run(["bash", "-c", f"printf '%s\\0' {shown}"], capture_output=True, text=True, check=True).stdout
+    assert again.split("\0")[:-1] == given
+
+
+def test_the_flags_of_the_environment_come_after_the_tables(cloud):
+    cloud.plan(ends=[[0]])
+    cloud.run("train.sh", "v6e", "--workdir=x", HOME="worker0", LIBTPU_INIT_ARGS="--mine=1")
+    (train,) = cloud.calls("virtue", "train")
+    assert train["LIBTPU_INIT_ARGS"] == "--flag_of_v6e=true --mine=1"
+
+
+def test_a_job_of_kubernetes_is_told_where_its_coordinator_is(cloud):
+    cloud.plan(ends=[[0]])
+    job = {"JOB_COMPLETION_INDEX": "3", "VIRTUE_COORDINATOR": "first:9876", "VIRTUE_PROCESSES": "4"}
+    cloud.run("train.sh", "gpu", "--workdir=x", HOME="worker0", **job)
+    (train,) = cloud.calls("virtue", "train")
+    wanted = ["train", "--coordinator", "first:9876", "--processes=4", "--process=3", "--workdir=x"]
+    assert train["arguments"] == wanted
