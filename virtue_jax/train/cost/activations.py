@@ -73,13 +73,17 @@ def layer_work(run: Run, shape: RowShape, rows: int) -> int:
     _, layer = _kept(run, replace(run.numerics, remat="none"), shape, rows)
     inner = run.virtue.text.intermediate_size // run.mesh.get(TENSOR, 1)
     recomputed = layer if run.numerics.remat in ("layer", "dots") else 0
-    return recomputed + 4 * rows * shape.slots * inner * itemsize(run) + _logits(run, shape, rows)
+    return recomputed + 4 * rows * shape.slots * inner * itemsize(run) + _attention_work(run, shape, rows)
 
 
-def _logits(run: Run, shape: RowShape, rows: int) -> int:
+def _attention_work(run: Run, shape: RowShape, rows: int) -> int:
+    """Float32 arrays: a block's logits, or the query heads' shares of their key head's gradients."""
+    heads = run.virtue.text.num_attention_heads // run.mesh.get(TENSOR, 1)
+    if run.numerics.attention == "triton":
+        shared = run.virtue.text.num_attention_heads > run.virtue.text.num_key_value_heads
+        return shared * 2 * 4 * rows * heads * run.virtue.text.head_dim * shape.slots
     if run.numerics.attention != "xla":
         return 0
-    heads = run.virtue.text.num_attention_heads // run.mesh.get(TENSOR, 1)
     return 3 * min(LOGITS_BYTES, 4 * rows * heads * shape.slots**2)
 
 

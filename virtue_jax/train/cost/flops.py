@@ -14,8 +14,7 @@ The convention, for all figures in this project:
   second product with the frozen weight that its dropout needs are not counted either.
 
 `executed_flops` counts all of these: static shapes, padding, recomputation, the squares that an attention kernel does
-not skip (blocks of causal attention count as 512 long at least). useful / executed is the share of arithmetic that was
-not wasted.
+not skip (`attention_cost`). useful / executed is the share of arithmetic that was not wasted.
 """
 
 from collections.abc import Collection, Iterable
@@ -24,9 +23,8 @@ from typing import NamedTuple
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
 from virtue_jax.ops.attention import AUTO
-from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK
-from virtue_jax.ops.xla_attention import LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
+from virtue_jax.train.cost.attention_cost import attention_cost
 from virtue_jax.train.cost.work import Work, capacity
 
 CONNECTOR_DOOR = "connector.reduce.kernel"
@@ -143,7 +141,7 @@ def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: 
         linear += _adapter_overhead(config, products.linear, 2 + chunked + layers)
         linear -= 0 if not layers or _needs_last(config) else products.linear["text.layers.mlp.down_proj.kernel"]
     again = chunked + (differentiated and part != "connector" and numerics.remat in ("layer", "dots"))
-    square, backward = _attention_cost(config, group, numerics.attention, part)
+    square, backward = attention_cost(config, group, numerics, part)
     return linear + products.attention * square * (1 + again + (backward if differentiated else 0))
 
 
@@ -163,26 +161,6 @@ def _needs_last(config: VirtueConfig) -> bool:
     needs it, and with dropout that needs the second product instead."""
     adapter = config.adapter
     return adapter is not None and adapter.use_dora and not adapter.dropout and "down_proj" in adapter.targets
-
-
-def _attention_cost(config: VirtueConfig, group: RowGroup, backend: str, part: str) -> tuple[float, float]:
-    """(share of the square that a forward pass computes, backward pass relative to it)."""
-    heads, length = config.text.num_attention_heads, group.shape.slots
-    head = config.text.head_dim
-    if part == "vision":
-        heads, length = config.vision.num_heads, group.shape.patches
-        head = config.vision.embed_dim // heads
-    elif part != "text":
-        return 1.0, 2.0
-    if backend == "xla":
-        rows = group.rows * (group.shape.vision_rows if part == "vision" else 1) / group.micro_batches
-        blocked = 4 * rows * heads * length**2 > LOGITS_BYTES
-        return 1.0, 2.5 if blocked else 2.0  # the logits of a block are computed again
-    padded = -(-head // LANES) * LANES / head  # of the matrix unit
-    block = max((b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0), default=length)
-    block = max(block, FAST_SPLASH_BLOCK)  # a smaller one skips more of the square, but not more time
-    square = (1 + min(block, length) / max(length, 1)) / 2 if part == "text" else 1.0
-    return square * padded, 3.5  # seven products backward, two forward
 
 
 def forward_products(config: VirtueConfig, work: Work) -> dict[str, Products]:
