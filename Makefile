@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-quick lint clean
+.PHONY: quickstart test test-quick scaling scaling-page lint clean
 
 quickstart: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
@@ -14,12 +14,24 @@ test: .venv/ready-test
 test-quick: .venv/ready-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
+# Compiles for chips that are not there whatever has changed (hours on two cores), and writes the page.
+scaling: .venv/ready-tpu
+	$(BIN)/virtue scale --study all --page docs/scaling.md
+
+# The page from the reports that are kept beside it.
+scaling-page: .venv/ready
+	$(BIN)/virtue scale --study all --from docs/scaling/reports --page docs/scaling.md
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "virtue_jax needs Python >= 3.11, this is " + sys.version.split()[0] + "; run: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
 .venv/ready: .venv/bin/python setup.py
 	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+.venv/ready-tpu: .venv/ready
+	$(BIN)/python -m pip install -q -e '.[tpu]'
 	touch $@
 
 .venv/ready-test: .venv/ready

@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["virtue_jax*", "converters*", "configs*"]),
+    package_data={"configs.studies": ["*.yaml"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

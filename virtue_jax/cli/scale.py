@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_jax.aot.calibration import load
+from virtue_jax.aot.study import study_file
 from virtue_jax.aot.study.calibrate import calibrate
 from virtue_jax.aot.study.content_key import ContentKeys
 from virtue_jax.aot.study.entry import Entry, kept, read_entry
@@ -150,7 +151,12 @@ def _prices(given: list[str]) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="virtue scale", description="Scaling studies by ahead-of-time compilation.")
+    parser = argparse.ArgumentParser(
+        prog="virtue scale",
+        description="Scaling studies by ahead-of-time compilation.",
+        epilog=study_file.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--study", action="append", metavar="NAME", help="a file, a preset, or all (presets); may be given again")
     add("--list", action="store_true", help="the presets, and nothing else")
