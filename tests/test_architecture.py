@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 FILES = {
     str(path.relative_to(ROOT)): path for top in ("virtue_jax", "converters") for path in (ROOT / top).rglob("*.py")
 }
-TESTED = FILES | {str(p.relative_to(ROOT)): p for top in ("configs", "tests") for p in (ROOT / top).rglob("*.py")}
+TESTED = FILES | {
+    str(p.relative_to(ROOT)): p for top in ("configs", "launch", "tests") for p in (ROOT / top).rglob("*.py")
+}
 LEAVES = {"config", "batch"}
 
 # Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library.

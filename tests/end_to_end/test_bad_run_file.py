@@ -53,6 +53,11 @@ def test_train_tells_what_is_wrong_with_the_run_file(fails, tmp_path, monkeypatc
     assert re.search(message, said), said
 
 
+def test_a_workdir_that_is_not_a_folder_is_refused(fails):
+    said = fails("train", *tiny_run.COMMAND, "--workdir", "gs://bucket/run")
+    assert said == "--workdir gs://bucket/run: expected a folder; a bucket has to be mounted as one first"
+
+
 def test_a_pattern_that_matches_nothing_lists_what_exists(fails, scenes, tiny_virtue, tmp_path):
     said = fails(
         "train",

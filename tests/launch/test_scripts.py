@@ -28,6 +28,11 @@ def test_shellcheck_finds_nothing(script):
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short(script):
+    assert len((LAUNCH / script).read_text().splitlines()) <= 300
+
+
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in SOURCED])
 def test_a_script_ends_where_something_in_it_fails(script):
     assert "\nset -euo pipefail\n" in (LAUNCH / script).read_text()
