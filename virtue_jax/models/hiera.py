@@ -3,7 +3,6 @@
 Letters: B batch, H, W map, N windows over the batch, L tokens of a window, C channels.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -84,12 +83,24 @@ class Block(nnx.Module):
         if self.opens_stage:
             self.proj = Linear(d_in, d_out, numerics=numerics, rngs=rngs)
 
-    def __call__(self, x_BHWC, window: int):
+    def __call__(self, x_BHWC, windows: tuple[int, ...], choice=0):
+        """windows: sizes that blocks of this program have; choice: which of them is this one's, traced or not."""
         normed = self.norm1(x_BHWC)
         # SAM-2's shortcut into a new stage starts from the normed input.
         shortcut = _max_pool(self.proj(normed)) if self.opens_stage else x_BHWC
-        x_BHWC = shortcut + self.attn(normed, window)
+        x_BHWC = shortcut + self._attend(normed, windows, choice)
         return x_BHWC + self.mlp(self.norm2(x_BHWC))
+
+    def _attend(self, x_BHWC, windows: tuple[int, ...], choice):
+        if len(windows) == 1:
+            return self.attn(x_BHWC, windows[0])
+        # Parameters go through the branches as arguments: a module may not be changed inside of one.
+        graphdef, state = nnx.split(self.attn)
+
+        def branch(window: int):
+            return lambda state, x: nnx.merge(graphdef, state)(x, window)
+
+        return lax.switch(choice, [branch(window) for window in windows], state, x_BHWC)
 
 
 class Stage(nnx.Module):
@@ -107,16 +118,19 @@ class Stage(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, x):
-        remat = self.numerics.remat
+        remat, rest = self.numerics.remat, self.windows[1:]
 
         def first(x):
-            return self.first(x, self.windows[0])
+            return self.first(x, self.windows[:1])
 
         x = rematerialised(first, remat)(x)
-        for window, begin, end in _runs(self.windows[1:]):
-            layers = _layers(self.rest, begin, end)
-            x = scan(lambda block, x, _, window=window: block(x, window), layers, x, remat=remat)
-        return x
+        if not rest:
+            return x
+        # One loop over blocks of several window sizes, which only attention asks for: every body of a loop costs the TPU
+        # compiler half a minute.
+        sizes = tuple(sorted(set(rest)))
+        choices = jnp.array([sizes.index(window) for window in rest], jnp.int32)
+        return scan(lambda block, x, choice: block(x, sizes, choice), self.rest, x, choices, remat=remat)
 
 
 class Hiera(nnx.Module):
@@ -182,20 +196,6 @@ def block_windows(config: HieraConfig) -> list[tuple[int, ...]]:
         windows.append(tuple(sizes))
         block += count
     return windows
-
-
-def _runs(windows):
-    """(window, begin, end) of each run of equal windows."""
-    begin = 0
-    for i in range(1, len(windows) + 1):
-        if i == len(windows) or windows[i] != windows[begin]:
-            yield windows[begin], begin, i
-            begin = i
-
-
-def _layers(stacked: nnx.Module, begin: int, end: int) -> nnx.Module:
-    graphdef, state = nnx.split(stacked)
-    return nnx.merge(graphdef, jax.tree.map(lambda p: p[begin:end], state))
 
 
 def _windows(x_BHWC, window: int):
