@@ -89,7 +89,7 @@ def _entries(studies: list[Study], args: argparse.Namespace, console: Console) -
     runner = Runner(_cache(args), command, limits, say)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
-        return runner.run(_keys(points))
+        return runner.run(_keys(points, args))
     except KeyboardInterrupt:
         say("stopped; what is compiled is kept, and the same command goes on from there")
         sys.exit(INTERRUPTED)
@@ -97,17 +97,17 @@ def _entries(studies: list[Study], args: argparse.Namespace, console: Console) -
         signal.signal(signal.SIGTERM, before)
 
 
-def _keys(points: list[Point]) -> dict[Point, str]:
+def _keys(points: list[Point], args: argparse.Namespace) -> dict[Point, str]:
     def resolve(arguments: list[str]) -> dict:
         return read_run_file("virtue scale", arguments, "a study's point")[0]
 
-    keys = ContentKeys(resolve)
+    keys = ContentKeys(resolve, program=args.compile_command or "")
     return {point: keys.key(point) for point in points}
 
 
 def _tell_points(studies: list[Study], args: argparse.Namespace, console: Console) -> None:
     """Every command that a run of the studies is, and whether its report is there already."""
-    keys = _keys([point for study in studies for point in study.points])
+    keys = _keys([point for study in studies for point in study.points], args)
     told: set[str] = set()
     for study in studies:
         console.print(f"# {study.name}: {study.question}", highlight=False)
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-gib", type=float, default=_memory_gib(), metavar="G", help="of all compilations (3/4 of this machine)"
     )
     add("--point-gib", type=float, default=6.0, metavar="G", help="of one compilation, until one was measured (6)")
-    add("--compile-command", metavar="LINE", help="in place of `virtue compile`, as 'nice virtue compile'")
+    add("--compile-command", metavar="LINE", help="in place of `virtue compile` (a part of the content)")
     add("--calibrate", nargs="+", metavar="RUN=REPORT", help="fit factors to runs' measured steps: RUN_DIR=REPORT.json")
     return parser
 

@@ -23,6 +23,8 @@ def main() -> int:
     ballast = bytearray(int(fake.get("mib", 0)) << 20)
     ballast[::4096] = b"x" * len(ballast[::4096])
     time.sleep(float(fake.get("seconds", 0)))
+    while Path(os.environ.get("FAKE_LOG", os.devnull)).read_text().count("start") < int(fake.get("started", 0)):
+        time.sleep(0.01)
     while "gate" in fake and not Path(fake["gate"]).exists():
         time.sleep(0.01)
     if "fail" in fake:

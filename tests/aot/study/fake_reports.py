@@ -61,7 +61,7 @@ def fake_report(
         "flops": {"useful": useful, "capacity": 1.1 * useful, "executed": 1.3 * useful, "compiled": 1.5 * useful},
         "waste": 1 - 1 / 1.5,
         "collectives": [
-            gather | {"bytes": 4e6 * batch, "asynchronous": False, "what": "slots of all chips"},
+            gather | {"bytes": 4e6 * batch, "seconds": 0.01, "asynchronous": False, "what": "slots of all chips"},
             reduce | {"bytes": 3e7, "asynchronous": True, "what": "adapter gradients"},
         ]
         if fits

@@ -77,6 +77,11 @@ def test_versions_are_part_of_it(root, monkeypatch):
     assert key(root) != before
 
 
+def test_another_compile_program_is_part_of_it(root):
+    other = ContentKeys(lambda arguments: VALUES, entries=["package.compile"], root=root, program="/elsewhere/virtue")
+    assert other.key(POINT) != key(root)
+
+
 def test_a_run_file_that_cannot_be_used_is_told_with_the_point(root):
     def resolve(arguments):
         assert arguments == ["--config", "a.py", "--config.seed=1"]

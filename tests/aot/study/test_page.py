@@ -122,6 +122,7 @@ def test_a_page_shows_every_study_and_links_what_lies_beside_it(tmp_path, result
     assert text.count("## Which is it?") == 2 and "## What is sent in a step?" in text
     assert "3 compilations (jax 0.0.fake, libtpu 0.0.fake; 0 minutes" in text and "**1 have no report**" in text
     assert "v5e 1." in text and "exit status 2: why not" in text and "slots of all chips" in text
+    assert "| slots of all chips | all-gather | data | ici | gradients | no | 3.00 | 31,200 | 10.0 |" in text
     for image in ("scaling/study-efficiency.png", "scaling/grid-mfu.png", "scaling/study-pace.png"):
         assert f"({image})" in text and (page.parent / image).stat().st_size > 10_000
     lines = (page.parent / "scaling/points.csv").read_text().splitlines()

@@ -147,7 +147,8 @@ def overlap(log: Path) -> int:
 
 @pytest.mark.parametrize(("memory_gib", "most"), [(1.5, 1), (2.5, 2), (9.0, 3)])
 def test_no_more_points_run_at_once_than_memory_and_workers_allow(tmp_path, log, memory_gib, most):
-    points = [replace(point(16 * n, seconds=0.3), config=f"{n}.py") for n in range(1, 5)]  # none tells of another's
+    """Each waits until as many were started as there should be at once; no run file tells of another's memory."""
+    points = [replace(point(16 * n, started=most, seconds=0.1), config=f"{n}.py") for n in range(1, 5)]
     run_points(points, tmp_path / "cache", Limits(3, memory_gib, 1.0, 0.01))
     assert overlap(log) == most
 

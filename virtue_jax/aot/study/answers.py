@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.point import Point
-from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, Row, band
+from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, Row, band, known_terms
 from virtue_jax.aot.study.study_file import Study, series_of
 from virtue_jax.aot.study.table import failures, short, spread
 
@@ -43,7 +43,7 @@ def _scaling(study: Study, pairs: Sequence[Pair], entries: Mapping[Point, Entry]
             each = f"a doubling of the chips speeds a step up {spread(tuple(2 * d for d in doubling))} times"
         told.append(
             f"{name}, {first.chips} to {last.chips} chips ({ratio:g} times): {pace}; {each}. "
-            + _limit(entries[first].report["terms"], entries[last].report["terms"], _scale(study, ratio))
+            + _limit(*(known_terms(entries[each].report) for each in (first, last)), _scale(study, ratio))
         )
     return told
 

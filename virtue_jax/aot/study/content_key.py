@@ -22,13 +22,19 @@ class ContentKeys:
     """Keys of points; sources are read once.
 
     resolve: (arguments of a run file: `--config FILE --config.x=y`) -> its values. entries: modules whose imports, and
-    theirs, are the package's part in a program.
+    theirs, are the package's part in a program. program: the compile command where it is not this package's own: it
+    may have other versions than this process.
     """
 
     def __init__(
-        self, resolve: Callable[[list[str]], dict], *, entries: Sequence[str] = ENTRIES, root: Path = ROOT
+        self,
+        resolve: Callable[[list[str]], dict],
+        *,
+        entries: Sequence[str] = ENTRIES,
+        root: Path = ROOT,
+        program: str = "",
     ) -> None:
-        self._resolve, self._entries, self._root = resolve, entries, root
+        self._resolve, self._entries, self._root, self._program = resolve, entries, root, program
 
     def key(self, point: Point) -> str:
         """Raises:
@@ -40,6 +46,7 @@ class ContentKeys:
             raise ValueError(f"point {point.name!r}: {error}") from error
         asked = {key: value for key, value in point.inputs().items() if key not in ("config", "overrides")}
         told = {"asked": asked, "values": values, "versions": versions(), "sources": self._sources}
+        told |= {"program": self._program} if self._program else {}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     @cached_property

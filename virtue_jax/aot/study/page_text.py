@@ -30,7 +30,8 @@ How to read it:
 
 * *Prediction*: two bounds. The **roofline** adds up what the compiled program must at least take: matrix products and
   attention at the chip's peak, memory traffic where that is slower, and of the networks what is not overlapped. The
-  **cycles** are the compiler's own estimates of its operations, times the trips of their loops.
+  **cycles** are the compiler's own estimates of its operations, times the trips of their loops; for attention kernels,
+  of which it estimates nothing, an assumed share of the peak. What is assumed: `virtue_jax/aot/roofline.py`.
 * *MFU* counts useful work only: frozen towers once, the language model's linear layers twice (forward, and backward to
   their inputs), attention three times; real tokens and patches; nothing that is computed again.
 * *HBM* is the largest peak of a step's compiled stages, against what the compiler says the chip has.
@@ -44,4 +45,5 @@ How to read it:
 SENT = """## What is sent in a step?
 
 The collectives of the compiled program with their loops' trips, as bytes that one chip moves in a step; the largest pod
-of every model and mesh. "Overlapped": the compiler made it asynchronous, so that arithmetic can hide it."""
+of every model and mesh. ms: at the network's full speed. "Overlapped": the compiler made it asynchronous, so that
+arithmetic can hide it, and the roofline counts no time for it."""

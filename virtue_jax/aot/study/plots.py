@@ -9,7 +9,7 @@ from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.plot_bars import band_bars, memory_parts, share_bars, stacked_bars
 from virtue_jax.aot.study.plot_lines import Line, band_lines, share_lines
 from virtue_jax.aot.study.point import Point
-from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, GIB, Row
+from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, GIB, Row, known_terms
 from virtue_jax.aot.study.study_file import Study, series_of
 from virtue_jax.aot.study.table import short
 
@@ -111,7 +111,7 @@ def _time(drawn: Drawn):
         return None
     cycles = [report["prediction"]["cycles"]["seconds"] if report else None for report in reports]
     strokes = [None if seconds is None else (seconds, short(seconds)) for seconds in cycles]
-    stacks = [report and {name: each for name, each in report["terms"].items() if each} for report in reports]
+    stacks = [report and {name: each for name, each in known_terms(report).items() if each} for report in reports]
     heads = ("Where does a step's time go?", drawn.study.question)
     unit = "seconds of a step: the roofline's terms (stroke: the compiler's cycles)"
     return stacked_bars(_bars(drawn), stacks, strokes, heads, unit)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from virtue_jax.aot.calibration import Factors, calibrated
+from virtue_jax.aot.calibration import TERMS, Factors, calibrated
 from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.point import Point
 from virtue_jax.aot.study.study_file import Study, series_of
@@ -77,12 +77,11 @@ def _figures(report: dict, factors: Factors | None) -> Row:
 
 def _pace(report: dict, factors: Factors | None) -> Row:
     """Of a point that fits."""
-    terms, prediction, row = report["terms"], report["prediction"], {}
+    terms, prediction, row = known_terms(report), report["prediction"], {}
     for bound in BOUNDS:
         for key, value in prediction[bound].items():
             row[f"{key}_{bound}"] = value
-    networks = terms.get("communication", 0.0) + terms.get("dcn", 0.0)
-    row["communication_share"] = networks / sum(terms.values()) if sum(terms.values()) else 0.0
+    row["communication_share"] = (terms["communication"] + terms["dcn"]) / prediction["roofline"]["seconds"]
     for network in ("ici", "dcn"):
         sent = (each["bytes"] for each in report.get("collectives") or () if each["network"] == network)
         row[f"{network}_gib"] = sum(sent) / GIB
@@ -92,6 +91,11 @@ def _pace(report: dict, factors: Factors | None) -> Row:
         for key in ("mfu", "pairs_per_second"):
             row[f"{key}_calibrated"] = roofline[key] * roofline["seconds"] / seconds
     return {key: value for key, value in row.items() if key in COLUMNS}
+
+
+def known_terms(report: dict) -> dict[str, float]:
+    """The roofline's addends."""
+    return {name: report["terms"].get(name, 0.0) for name in TERMS}
 
 
 def _compare(study: Study, rows: list[Row]) -> None:

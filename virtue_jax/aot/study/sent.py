@@ -6,7 +6,7 @@ from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.page_text import SENT
 from virtue_jax.aot.study.point import Point
 from virtue_jax.aot.study.results import GIB
-from virtue_jax.aot.study.table import short
+from virtue_jax.aot.study.table import NOTHING, short
 
 MOST = 10  # lines of a table; the rest is summed up
 
@@ -35,23 +35,24 @@ def _table(report: dict) -> str:
     shown = [_line(*key, *figures) for key, figures in lines[:MOST]]
     if len(lines) > MOST:
         rest = [figures for _, figures in lines[MOST:]]
-        shown.append(_line(f"{len(rest)} more", "", "", "", "", "", sum(n for n, _ in rest), sum(b for _, b in rest)))
-    heads = ("what", "kind", "axis", "network", "stage", "overlapped", "count", "MiB a chip")
-    rule = ["---"] * 6 + ["---:"] * 2
+        shown.append(_line(f"{len(rest)} more", "", "", "", "", "", *map(sum, zip(*rest, strict=True))))
+    heads = ("what", "kind", "axis", "network", "stage", "overlapped", "count", "MiB a chip", "ms")
+    rule = ["---"] * 6 + ["---:"] * 3
     return "\n".join("| " + " | ".join(line) + " |" for line in [heads, rule, *shown])
 
 
-def _summed(collectives: Sequence[dict]) -> dict[tuple, tuple[float, float]]:
-    """{(what, kind, axis, network, stage, overlapped): (count, bytes)}."""
-    found: dict[tuple, tuple[float, float]] = {}
+def _summed(collectives: Sequence[dict]) -> dict[tuple, tuple[float, float, float]]:
+    """{(what, kind, axis, network, stage, overlapped): (count, bytes, seconds)}."""
+    found: dict[tuple, tuple[float, float, float]] = {}
     for each in collectives:
         overlapped = "yes" if each["asynchronous"] else "no"
         key = (each.get("what") or "", each["kind"], each["axis"], each["network"], each["stage"], overlapped)
-        count, size = found.get(key, (0, 0))
-        found[key] = (count + each["count"], size + each["bytes"])
+        count, size, seconds = found.get(key, (0, 0, 0))
+        found[key] = (count + each["count"], size + each["bytes"], seconds + each.get("seconds", 0.0))
     return found
 
 
 def _line(*cells) -> list[str]:
-    *texts, count, size = cells
-    return [*(str(text).replace("|", "/").replace("\n", " ") for text in texts), short(count), short(size / GIB * 1024)]
+    *texts, count, size, seconds = cells
+    numbers = [short(count), short(size / GIB * 1024), short(1000 * seconds) if seconds else NOTHING]
+    return [*(str(text).replace("|", "/").replace("\n", " ") for text in texts), *numbers]
