@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034
+# shellcheck shell=bash disable=SC2034,SC2154
 # What Google Cloud calls the TPUs that `virtue compile --topology CHIP:SHAPE` names. Sourced after verdict.sh.
 
 # tpu_kind CHIP:SHAPE: sets chip, shape, chips (in a slice) and hosts (of four chips each).
@@ -37,4 +37,10 @@ gke_label() {
         v6e) echo tpu-v6e-slice ;;
         tpu7x) echo tpu7x ;;
     esac
+}
+
+# over_slices: adds to arguments what makes `virtue train` lay its mesh over the slices, unless it is there.
+over_slices() {
+    [[ $slices != 1 && " ${arguments[*]}" != *" --config.mesh.slices="* ]] || return 0
+    arguments+=("--config.mesh.slices=$slices")
 }

@@ -9,13 +9,14 @@
 # and kills: it goes on from its last checkpoint. The TPU VMs are deleted at the end. This script may be interrupted (the run
 # goes on) and started again with the same options (it finds the run). Exit status: 0 finished, else that of `virtue train`.
 #
-#   --slices N          that many slices, connected by the data-centre network (default 1)
+#   --slices N          that many slices, connected by the data-centre network: sets config.mesh.slices (default 1)
 #   --project PROJECT   default: that of gcloud's configuration
 #   --spot              preemptible, cheap; --reserved: from a reservation of the project; --reservation URL: from this one
 #   --runtime VERSION   image of the VMs (default: the one that Cloud TPU names for the chip)
 #   --nfs HOST:/EXPORT  mount this share (Filestore, for one) at /mnt/virtue on all workers
 #   --setup COMMAND     run this on all workers after the installation
-#   --create ARGUMENT   a further argument of `gcloud compute tpus queued-resources create`; may be repeated
+#   --create ARGUMENT   a further argument of `gcloud compute tpus queued-resources create`, as --internal-ips; may be repeated
+#   --ssh ARGUMENT      a further argument of its ssh and scp, as --tunnel-through-iap; may be repeated
 #   --retries N         starts after failures and preemptions; 10 minutes of life reset the count (default 10)
 #   --poll SECONDS      between two looks at the pod (default 30)
 #   --keep              do not delete the VMs at the end
@@ -37,7 +38,7 @@ trap 'stop_following; rm -rf "$scratch"' EXIT
 
 parse() {
     name='' zone='' tpu='' slices=1 retries=10 poll=30 runtime_given='' nfs='' setup='' keep='' delete=''
-    where=() capacity=() create=() gcloud=(gcloud compute tpus queued-resources)
+    where=() capacity=() create=() reach=(--quiet) gcloud=(gcloud compute tpus queued-resources)
     creator=("${gcloud[@]}")
     while (($#)) && [[ $1 != -- ]]; do
         case $1 in
@@ -68,6 +69,7 @@ parse_value() {
         --nfs) nfs=$2 ;;
         --setup) setup=$2 ;;
         --create) create+=("$2") ;;
+        --ssh) reach+=("$2") ;;
         --reservation) capacity+=("--reservation=$2") && creator=(gcloud alpha compute tpus queued-resources) ;;
         *) refuse "$1: no such option; --help lists them" ;;
     esac
@@ -86,6 +88,7 @@ check() {
     ((${#capacity[@]} < 2)) || refuse "${capacity[*]}: choose one"
     [[ -z $nfs || $nfs == *:/* ]] || refuse "--nfs $nfs: expected HOST:/EXPORT"
     local_workdir "${arguments[@]}"
+    over_slices
 }
 
 # ---------------------------------------------------------------- the queued resource
@@ -136,14 +139,14 @@ acquire() {
 
 # on_workers WORD...: runs this on all workers of all slices.
 on_workers() {
-    carry_out "${gcloud[@]}" ssh "$name" "${where[@]}" --quiet --node=all --worker=all "--command=$(shown "$@")"
+    carry_out "${gcloud[@]}" ssh "$name" "${where[@]}" "${reach[@]}" --node=all --worker=all "--command=$(shown "$@")"
 }
 
 install() {
     local tree=$here/..
     git -C "$tree" diff --quiet HEAD || say "the work tree differs from its last commit, which is what is installed"
     carry_out git -C "$tree" archive --format=tar.gz "--output=$scratch/virtue_jax.tar.gz" HEAD
-    carry_out "${gcloud[@]}" scp "$scratch/virtue_jax.tar.gz" "$name:" "${where[@]}" --quiet --node=all --worker=all
+    carry_out "${gcloud[@]}" scp "$scratch/virtue_jax.tar.gz" "$name:" "${where[@]}" "${reach[@]}" --node=all --worker=all
     on_workers bash -c 'rm -rf virtue_jax && mkdir virtue_jax && tar -xzf virtue_jax.tar.gz -C virtue_jax'
     on_workers "${worker[@]}" install
     [[ -z $nfs ]] || on_workers "${worker[@]}" mount "$nfs"
@@ -153,7 +156,7 @@ install() {
 start() { on_workers "${worker[@]}" start "$chip" "${arguments[@]}"; }
 
 follow() {
-    local command=("${gcloud[@]}" ssh "$name" "${where[@]}" --quiet --node=0 --worker=0)
+    local command=("${gcloud[@]}" ssh "$name" "${where[@]}" "${reach[@]}" --node=0 --worker=0)
     command+=("--command=$(shown "${worker[@]}" log)")
     if [[ ${DRY_RUN:-} == yes ]]; then
         shown "${command[@]}"

@@ -18,11 +18,11 @@ refuse() {
     exit 2
 }
 
-# shown COMMAND...: one line that a shell reads as this command.
+# shown COMMAND...: what any shell reads as this command.
 shown() {
     local word line=''
     for word in "$@"; do
-        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
         line+=" $word"
     done
     printf '%s\n' "${line# }"

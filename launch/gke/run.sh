@@ -7,7 +7,7 @@
 # Fills launch/gke/jobset.yaml in and gives it to kubectl. JobSet starts the run again after preemptions, hangs and kills;
 # not when `virtue train` cannot go on. Needs a cluster with the JobSet controller and a node pool for each slice.
 #
-#   --slices N       that many slices (default 1)
+#   --slices N       that many slices: sets config.mesh.slices (default 1)
 #   --gpus KIND:G    GPU nodes in place of --tpu: the node label cloud.google.com/gke-accelerator and GPUs of each node,
 #                    as nvidia-h100-80gb:8; with --nodes N (default 1)
 #   --image IMAGE    made from launch/gke/Dockerfile
@@ -74,6 +74,7 @@ check() {
     : "${chips_per_host:=$((chips < 4 ? chips : 4))}"
     ((chips % chips_per_host == 0)) || refuse "--chips-per-host $chips_per_host does not divide the $chips chips of $tpu"
     hosts=$((chips / chips_per_host))
+    over_slices
 }
 
 # list WORD...: a JSON list of strings, which is yaml as well.

@@ -4,7 +4,7 @@
 # A run on a cluster that XPK made (`xpk cluster create`), as a workload of it: XPK queues it, and starts it again after
 # preemptions, hangs and kills, not when `virtue train` cannot go on.
 #
-#   --slices N         that many slices (default 1)
+#   --slices N         that many slices: sets config.mesh.slices (default 1)
 #   --project, --zone  default: those of gcloud's configuration
 #   --storage NAME     a storage of the cluster (`xpk storage attach`), which mounts it where it was told; may be repeated
 #   --priority LEVEL   very-low, low, medium, high, very-high
@@ -62,6 +62,7 @@ parse "$@"
 [[ -n $image ]] || refuse "no --image: one made from launch/gke/Dockerfile"
 tpu_kind "$tpu"
 local_workdir "${arguments[@]}"
+over_slices
 # By itself XPK starts again after 42 and 127 to 255.
 carry_out xpk workload create "--workload=$name" "--cluster=$cluster" "--tpu-type=$(device)" "--num-slices=$slices" \
     "--docker-image=$image" "--max-restarts=$retries" --restart-on-exit-codes=69,70,75 \

@@ -65,6 +65,7 @@ def test_arguments_reach_the_container_word_for_word(cloud, arguments):
     found = container_of(rendered(cloud, *arguments))["args"]
     # Kubernetes reads $$ as $.
     assert [word.replace("$$", "$") for word in found[1:]] == list(TRAIN[1:])
+    assert container_of(rendered(cloud, *TPU, "--slices", "2"))["args"][-1] == "--config.mesh.slices=2"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_xpk_is_given_the_same_run(cloud):
     wanted = {"--workload=scar", "--cluster=c", "--tpu-type=v5p-4x4x8", "--num-slices=2", "--docker-image=i"}
     assert wanted | {"--max-restarts=50", "--restart-on-exit-codes=69,70,75", "--storage=share"} <= set(shown)
     inside = shlex.split(shown[-1].removeprefix("--command="))
-    assert inside[2] == "v5p"
+    assert inside[2:] == ["v5p", *TRAIN[1:], "--config.mesh.slices=2"]
     cloud.run("gke/xpk.sh", *options, *TRAIN)
     assert cloud.calls("xpk")[0]["arguments"][:2] == ["workload", "create"]
 

@@ -46,6 +46,20 @@ def test_every_kind_of_pod_is_asked_for_by_its_own_arguments(cloud, options, wan
     assert wanted in cloud.run("tpu_pod.sh", *POD, *options, "--dry-run", *TRAIN).stdout.splitlines()[0]
 
 
+def test_a_run_over_slices_lays_its_mesh_over_them(cloud):
+    shown = cloud.run("tpu_pod.sh", *POD, "--slices", "2", "--dry-run", *TRAIN).stdout.splitlines()
+    (start,) = [remote(line) for line in shown if " start " in line]
+    assert start[-1] == "--config.mesh.slices=2"
+    given = cloud.run("tpu_pod.sh", *POD, "--slices", "2", "--dry-run", *TRAIN, "--config.mesh.slices=1")
+    assert "--config.mesh.slices=2" not in given.stdout
+
+
+def test_every_ssh_and_scp_goes_the_way_that_is_asked_for(cloud):
+    shown = cloud.run("tpu_pod.sh", *POD, "--ssh", "--tunnel-through-iap", "--dry-run", *TRAIN).stdout.splitlines()
+    remote_lines = [line for line in shown if " ssh " in line or " scp " in line]
+    assert len(remote_lines) == 6 and all(" --quiet --tunnel-through-iap " in line for line in remote_lines)
+
+
 def test_a_preempted_pod_is_asked_for_again_and_the_run_finishes(cloud):
     cloud.plan(workers=WORKERS, lives=[4, None], ends=[["hangs"] * WORKERS, [0] * WORKERS])
     said = cloud.run("tpu_pod.sh", *POD, *TRAIN).stderr
