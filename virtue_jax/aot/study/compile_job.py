@@ -116,6 +116,8 @@ class CompileJob:
         try:
             report = json.loads(_portable(self._report.read_text()))
             wrong = misreport(report) or _contradiction(code, report)
+        except FileNotFoundError:
+            wrong = "none was written"
         except (OSError, ValueError) as error:
             wrong = f"it cannot be read ({type(error).__name__})"
         return (None, f"exit status {code}, but no whole report: {wrong}{self._said()}") if wrong else (report, "")
