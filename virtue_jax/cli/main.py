@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "train from a run file (configs/*.py)",
     "prepare": "write a run's data once, in files made for training",
     "rows": "choose a run's row groups from the lengths of its data",
+    "compile": "compile a run's step for a TPU that is not there: memory, exchange, predicted time",
     "flags": "compiler flags for a kind of chip, for the environment of `virtue train`",
     "scale": "sweeps of `virtue compile`: tables, plots, a page; calibration by measured steps",
     "eval": "evaluate a model on SCaR",

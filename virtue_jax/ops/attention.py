@@ -7,9 +7,14 @@ Letters: B batch, L queries, S keys, H query heads, K key heads, D head size.
 
 import math
 
+import jax
+
 from virtue_jax.ops.splash import splash_attention
 from virtue_jax.ops.triton_attention import triton_attention
 from virtue_jax.ops.xla_attention import xla_attention
+
+# Names of operations in profiles and compiled programs, by which a kernel's arithmetic is known.
+CAUSAL_SCOPE, FULL_SCOPE = "causal_attention", "full_attention"
 
 
 def attention(q_BLHD, k_BSKD, v_BSKD, *, scale=None, causal=False, q_segments=None, kv_segments=None, backend):
@@ -35,7 +40,8 @@ def attention(q_BLHD, k_BSKD, v_BSKD, *, scale=None, causal=False, q_segments=No
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}: set numerics.attention")
     scale = 1.0 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
-    return BACKENDS[backend](q_BLHD, k_BSKD, v_BSKD, scale, causal, q_segments, kv_segments)
+    with jax.named_scope(CAUSAL_SCOPE if causal else FULL_SCOPE):
+        return BACKENDS[backend](q_BLHD, k_BSKD, v_BSKD, scale, causal, q_segments, kv_segments)
 
 
 def _check_shapes(q, k, v, causal, q_segments, kv_segments):

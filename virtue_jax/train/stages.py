@@ -44,23 +44,22 @@ class Stages:
         return *self.run.step(state, frozen, groups, stages=self, done=wait), seconds
 
 
-def lower_stages(run: TrainSetup) -> dict[str, jax.stages.Lowered]:
-    """{stage: what its compiler takes}, from shapes alone, in the order in which they run; no array is made."""
+def trace_stages(run: TrainSetup) -> dict[str, jax.stages.Traced]:
+    """{stage: its program before any compiler}, from shapes alone, in the order in which they run; makes no array."""
     outputs = _placed(jax.eval_shape(run.towers, run.frozen, run.groups), rows(run.mesh))
     inputs = (run.state.trainable, run.state.step, run.frozen, run.embed_inputs(run.groups), outputs)
     found, metrics = jax.eval_shape(run.gradients, *inputs)
-    shardings = {path: x.sharding for path, x in run.state.trainable.items()}
-    found = {path: _placed(x, shardings[path]) for path, x in found.items()}
+    found = {path: _placed(x, run.state.trainable[path].sharding) for path, x in found.items()}
     return {
-        "towers": run.towers.lower(run.frozen, run.groups),
-        "gradients": run.gradients.lower(*inputs),
-        "update": run.update.lower(run.state, found, _placed(metrics["loss"], replicated(run.mesh))),
+        "towers": run.towers.trace(run.frozen, run.groups),
+        "gradients": run.gradients.trace(*inputs),
+        "update": run.update.trace(run.state, found, _placed(metrics["loss"], replicated(run.mesh))),
     }
 
 
 def compile_stages(run: TrainSetup) -> Stages:
     """Compiles from shapes alone."""
-    programs = {name: lowered.compile() for name, lowered in lower_stages(run).items()}
+    programs = {name: traced.lower().compile() for name, traced in trace_stages(run).items()}
     memory = {name: program.memory_analysis() for name, program in programs.items()}
     return Stages(run, **programs, memory={name: used for name, used in memory.items() if used is not None})
 

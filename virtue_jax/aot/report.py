@@ -1,0 +1,174 @@
+"""What `virtue compile` says of a run on chips that are not there: its memory, its traffic, its time."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from virtue_jax.aot.calibration import Factors, calibrated
+from virtue_jax.aot.chips import Chip
+from virtue_jax.aot.compile_step import CompiledStage, CompiledStep, compile_step
+from virtue_jax.aot.largest import largest_arrays
+from virtue_jax.aot.roofline import ProgramCost, Terms, program_cost
+from virtue_jax.aot.topology import chip_of, topology_devices
+from virtue_jax.aot.workload import published_work, with_batch
+from virtue_jax.aot.xla_flags import FLAGS
+from virtue_jax.config import VirtueConfig
+from virtue_jax.parallel.mesh import make_mesh, row_shards
+from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.cost.fitting import fitted_setup
+from virtue_jax.train.cost.flops import executed_flops, mfu, useful_flops
+from virtue_jax.train.cost.work import Work, capacity
+from virtue_jax.train.setup import TrainSetup
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compile. batch: pairs of a step, 0 = the run file's. low_effort: without "cycles" (`compile_step`)."""
+
+    config: TrainConfig
+    virtue: VirtueConfig
+    topology: str
+    batch: int = 0
+    low_effort: bool = False
+    factors: Factors | None = None
+
+
+def step_report(request: Request, inputs: Mapping, say=lambda line: None) -> dict:
+    """The report as JSON-able values; `inputs` are told in it as they are.
+
+    Raises:
+        ValueError: a topology, mesh or run that cannot be; a program that cannot be read.
+    """
+    chip = chip_of(request.topology)
+    mesh = make_mesh(request.config.mesh, topology_devices(request.topology, request.config.mesh.slices))
+    config = request.config
+    config = with_batch(config, request.batch, row_shards(mesh)) if request.batch else config
+    config = _with_memory(config, chip)
+    config, run = fitted_setup(config, request.virtue, mesh, say)
+    step = compile_step(run, FLAGS[chip.name], low_effort=request.low_effort)
+    found = published_work(config, request.virtue)
+    return {
+        "format": FORMAT,
+        "inputs": dict(inputs),
+        "versions": {name: _version(name) for name in ("jax", "libtpu")},
+        "chip": chip.name,
+        "chips": mesh.devices.size // chip.devices_per_chip,
+        "mesh": {**mesh.shape, "slices": config.mesh.slices},
+        "batch": config.batch_size,
+        "pairs": found[0] if found else None,
+        "numerics": asdict(config.numerics),
+        "rows": {
+            name: {"rows": group.rows, "micro_batches": group.micro_batches, **asdict(group.shape)}
+            for name, group in config.data.rows.items()
+        },
+        **_memory(step, run, chip),
+        **_costs(step, run, config, request, chip, found),
+        "compile_seconds": {name: round(stage.seconds, 1) for name, stage in step.stages.items()},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _with_memory(config: TrainConfig, chip: Chip) -> TrainConfig:
+    """What is chosen by memory is chosen for the chip's."""
+    return config if config.memory_gib else replace(config, memory_gib=chip.hbm / 2**30)
+
+
+def _memory(step: CompiledStep, run: TrainSetup, chip: Chip) -> dict:
+    made = {"towers": 0, "gradients": step.stages["towers"].outputs, "update": step.stages["gradients"].outputs}
+    whole = sum(step.resident.values())
+    stages = {name: _stage_memory(stage, whole, made[name]) for name, stage in step.stages.items()}
+    failed = {name: stage.failure for name, stage in step.stages.items() if stage.failure}
+    peak = max(stage["peak"] for stage in stages.values())
+    return {
+        "fits": not failed and peak <= chip.hbm,
+        "failures": failed,
+        "memory": {
+            "size": chip.hbm,
+            "peak": None if failed else peak,
+            "headroom": None if failed else chip.hbm - peak,
+            "resident": dict(step.resident),
+            "stages": stages,
+            "largest": [asdict(array) for array in largest_arrays(run, step.traced)],
+        },
+    }
+
+
+def _stage_memory(stage: CompiledStage, resident: int, made_before: int) -> dict:
+    """peak: what the stage's own program takes, and what stays beside it although the stage does not read it."""
+    beside = max(0, resident + made_before - stage.arguments)
+    return {
+        "arguments": stage.arguments,
+        "outputs": stage.outputs,
+        "temporaries": stage.temporaries,
+        "peak": stage.peak + beside,
+    }
+
+
+def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Request, chip: Chip, found) -> dict:
+    trainable = set(run.state.trainable)
+    groups = config.data.rows.values()
+    room = sum((capacity(group) for group in groups), Work())
+    useful = useful_flops(request.virtue, found[1], trainable).total if found else None
+    flops = {
+        "useful": useful,
+        "capacity": useful_flops(request.virtue, room, trainable).total,
+        "executed": executed_flops(request.virtue, groups, config.numerics, trainable).total,
+        "compiled": None,
+    }
+    if any(stage.program is None for stage in step.stages.values()):
+        return {"flops": flops, "waste": None, "collectives": None, "kernels": None, "terms": None, "prediction": None}
+    costs = {name: program_cost(stage.program, run.mesh, chip) for name, stage in step.stages.items()}
+    terms = sum((cost.terms for cost in costs.values()), Terms(*[0.0] * 7))
+    devices = run.mesh.devices.size
+    flops["compiled"] = terms.flops * devices
+    needed = useful or flops["capacity"]
+    pairs = found[0] if found else config.batch_size
+    addends = ("matrix", "attention", "memory", "communication", "dcn")
+    named = {name: getattr(terms, name) for name in addends}
+
+    def prediction(seconds: float) -> dict:
+        return {
+            "seconds": seconds,
+            "mfu": mfu(needed, seconds, chip.peak * devices),
+            "pairs_per_second": pairs / seconds,
+        }
+
+    factors = request.factors
+    return {
+        "flops": flops,
+        "waste": 1 - needed / flops["compiled"],
+        "collectives": _collectives(costs),
+        "kernels": [{"stage": name, **asdict(kernel)} for name, cost in costs.items() for kernel in cost.kernels],
+        "terms": named,
+        "stage_seconds": {
+            name: {"roofline": cost.terms.roofline_seconds, "cycles": cost.terms.cycles_seconds}
+            for name, cost in costs.items()
+        },
+        "prediction": {
+            "roofline": prediction(terms.roofline_seconds),
+            "cycles": None if request.low_effort else prediction(terms.cycles_seconds),
+        },
+        "calibrated": None if factors is None else prediction(calibrated(named, factors)),
+    }
+
+
+def _collectives(costs: Mapping[str, ProgramCost]) -> list[dict]:
+    """One line for each kind, place, axes and purpose, the largest first."""
+    lines: dict[tuple, dict] = {}
+    for stage, cost in costs.items():
+        for one in cost.collectives:
+            key = (stage, one.kind, one.axes, one.network, one.asynchronous, one.what)
+            line = lines.setdefault(key, {"count": 0.0, "bytes": 0.0, "seconds": 0.0})
+            for name in line:
+                line[name] += getattr(one, name)
+    names = ("stage", "kind", "axis", "network", "asynchronous", "what")
+    found = [dict(zip(names, key, strict=True)) | line for key, line in lines.items()]
+    return sorted(found, key=lambda line: -line["bytes"])

@@ -1,0 +1,55 @@
+"""Devices of TPU slices that are not there: what libtpu's compiler compiles for."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+
+from virtue_jax.aot.chips import CHIPS, Chip
+
+# Without the second, libtpu asks a metadata server; without the third, a second process on the machine is refused.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
+
+
+def prepare_environment() -> None:
+    """Sets what the compiler needs to run on a machine without a TPU; before jax looks for devices."""
+    os.environ.update(ENVIRONMENT)
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of "v5e:16x16".
+
+    Raises:
+        ValueError: not CHIP:AxB or CHIP:AxBxC with a chip of the table.
+    """
+    match = _NAME.fullmatch(topology)
+    if match is None or match["chip"] not in CHIPS:
+        raise ValueError(
+            f"topology {topology!r}: expected CHIP:AxB or CHIP:AxBxC, like v5e:16x16 or v5p:8x8x8; chips: "
+            f"{', '.join(CHIPS)}"
+        )
+    return CHIPS[match["chip"]]
+
+
+def topology_devices(topology: str, slices: int = 1) -> Sequence:
+    """Compile-only devices of `slices` such slices. `prepare_environment` must have run first.
+
+    Raises:
+        ValueError: a topology that is not one, or that the compiler does not know.
+        ModuleNotFoundError: libtpu is not installed.
+    """
+    from jax.experimental import topologies
+
+    chip = chip_of(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("the TPU compiler is not installed: pip install 'virtue_jax[tpu]' (libtpu; no TPU is needed)")
+    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}  # else a v4 chip is two devices
+    if slices > 1:
+        options["num_slices"] = slices
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # libtpu says what it does not like in errors of several kinds
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"topology {topology!r} x {slices}: the TPU compiler does not know it: {said}") from error
+    return described.devices
