@@ -142,15 +142,19 @@ on_workers() {
     carry_out "${gcloud[@]}" ssh "$name" "${where[@]}" "${reach[@]}" --node=all --worker=all "--command=$(shown "$@")"
 }
 
+# Under `set_up`, where a command that fails ends nothing by itself.
 install() {
-    local tree=$here/..
-    git -C "$tree" diff --quiet HEAD || say "the work tree differs from its last commit, which is what is installed"
-    carry_out git -C "$tree" archive --format=tar.gz "--output=$scratch/virtue_jax.tar.gz" HEAD
-    carry_out "${gcloud[@]}" scp "$scratch/virtue_jax.tar.gz" "$name:" "${where[@]}" "${reach[@]}" --node=all --worker=all
-    on_workers bash -c 'rm -rf virtue_jax && mkdir virtue_jax && tar -xzf virtue_jax.tar.gz -C virtue_jax'
-    on_workers "${worker[@]}" install
-    [[ -z $nfs ]] || on_workers "${worker[@]}" mount "$nfs"
-    [[ -z $setup ]] || on_workers bash -c "$setup"
+    local tree=$here/.. archive=$scratch/virtue_jax.tar.gz
+    if [[ ! -f $archive ]]; then # once: a run goes on with the code that it began with
+        git -C "$tree" diff --quiet HEAD || say "the work tree differs from its last commit, which is what is installed"
+        carry_out git -C "$tree" archive --format=tar.gz "--output=$archive" HEAD || return
+    fi
+    carry_out "${gcloud[@]}" scp "$archive" "$name:" "${where[@]}" "${reach[@]}" --node=all --worker=all || return
+    on_workers bash -c 'rm -rf virtue_jax && mkdir virtue_jax && tar -xzf virtue_jax.tar.gz -C virtue_jax' || return
+    on_workers "${worker[@]}" install || return
+    [[ -z $nfs ]] || on_workers "${worker[@]}" mount "$nfs" || return
+    [[ -z $setup ]] || on_workers bash -c "$setup" || return
+    installed=yes
 }
 
 start() { on_workers "${worker[@]}" start "$chip" "${arguments[@]}"; }
@@ -190,10 +194,10 @@ watch_run() {
         sleep "$poll"
         case $(state) in
             ACTIVE | UNKNOWN) ;;
-            *) outcome=lost && return ;;
+            *) installed='' outcome=lost && return ;;
         esac
         if ! ask; then
-            ((++deaf < DEAF)) || { outcome=lost && return; }
+            ((++deaf < DEAF)) || { installed='' outcome=lost && return; }
             continue
         fi
         deaf=0
@@ -220,14 +224,18 @@ give_up() {
     exit "$1"
 }
 
+set_up() { [[ -n $installed ]] || install && start; }
+
 supervise() {
     local begin=0
+    installed=''
     retries_left=$retries
     while :; do
         acquire
         if ! ask || [[ " ${statuses[*]} " != *" running "* ]]; then
-            # A worker that cannot be reached may be going away; what is wrong with the command itself ends the run.
-            if ! { install && start; }; then
+            # A worker that cannot be reached may be going away: asked again whether the pod is there.
+            if ! set_up; then
+                installed=''
                 spend "$name could not be set up"
                 continue
             fi

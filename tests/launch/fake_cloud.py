@@ -5,6 +5,7 @@ Every call is a line of $FAKES/calls.jsonl. gcloud keeps one queued resource who
 `ssh` really runs its command in them, `scp` copies. What happens to it is in $FAKES/plan.json:
     workers   how many (1)
     lives     by creation: looks at it while ACTIVE before it is preempted; null = never
+    refusals  {part of a command: how often `ssh` fails on it}
     ends      by start of the run: exit status of each worker's `virtue train`; "hangs" = runs until it is ended;
               "warns" = the same, and SLURM warns the job that its time is up
 """
@@ -104,6 +105,10 @@ def end_all() -> None:
 
 def ssh(arguments: list[str]) -> int:
     command = next(a for a in arguments if a.startswith("--command=")).removeprefix("--command=")
+    for part, times in plan("refusals", {}).items():
+        if part in command and counted("refused-" + part.replace("/", "-")) < times:
+            print("ERROR: (gcloud) ssh failed", file=sys.stderr)
+            return 1
     worst = 0
     for home in homes() if "--worker=all" in arguments else homes()[:1]:
         if command.endswith("on_worker.sh install"):

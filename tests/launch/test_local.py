@@ -82,7 +82,8 @@ def test_a_line_says_whose_it_is_and_what_the_process_was_given(launcher):
         assert line.endswith(f"--processes=2 --process={number}") and "--coordinator localhost:" in line
 
 
-def test_who_does_not_follow_is_killed(launcher, monkeypatch):
+@pytest.mark.slow
+def test_who_does_not_follow_is_killed(launcher):
     begin = time.monotonic()
     process = launcher([[2, "deaf"]], "--grace=1")
     said = process.communicate(timeout=120)[0]

@@ -64,6 +64,7 @@ def test_a_preempted_pod_is_asked_for_again_and_the_run_finishes(cloud):
     cloud.plan(workers=WORKERS, lives=[4, None], ends=[["hangs"] * WORKERS, [0] * WORKERS])
     said = cloud.run("tpu_pod.sh", *POD, *TRAIN).stderr
     assert len(cloud.calls("gcloud", "create")) == 2
+    assert len(cloud.calls("gcloud", "scp")) == 2 and len(cloud.calls("git", "archive")) == 1
     # One that was suspended, one that has finished.
     assert len(cloud.calls("gcloud", "delete", "--force")) == 2
     assert "SUSPENDED" in said and said.splitlines()[-1] == "[launch] finished"
@@ -91,7 +92,15 @@ def test_after_an_interruption_it_is_started_again_on_the_same_machines(cloud, s
     cloud.run("tpu_pod.sh", *POD, *TRAIN)
     assert len(cloud.calls("gcloud", "create")) == len(cloud.calls("gcloud", "delete")) == 1
     assert cloud.calls("gcloud", "on_worker.sh stop")
+    assert len(cloud.calls("gcloud", "scp")) == 1  # what was installed for the first start
     assert len([call for call in cloud.calls("virtue") if call["arguments"][0] == "train"]) == 2 * WORKERS
+
+
+def test_what_could_not_be_installed_is_not_started(cloud):
+    cloud.plan(ends=[[0]], refusals={"on_worker.sh install": 1})
+    said = cloud.run("tpu_pod.sh", *POD, *TRAIN).stderr
+    assert "pod could not be set up: starting again" in said
+    assert len(cloud.calls("gcloud", "on_worker.sh install")) == 2 and len(cloud.calls("gcloud", " start ")) == 1
 
 
 def test_retries_are_used_up(cloud):
