@@ -77,6 +77,14 @@ def test_versions_are_part_of_it(root, monkeypatch):
     assert key(root) != before
 
 
+def test_the_geometry_of_a_model_directory_is_part_of_it(root, tmp_path):
+    values = VALUES | {"model": {"directory": str(tmp_path / "model")}}
+    before = key(root, values=values)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/virtue_config.json").write_text("{}")
+    assert key(root, values=values) != before
+
+
 def test_another_compile_program_is_part_of_it(root):
     other = ContentKeys(lambda arguments: VALUES, entries=["package.compile"], root=root, program="/elsewhere/virtue")
     assert other.key(POINT) != key(root)

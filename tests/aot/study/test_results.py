@@ -9,10 +9,12 @@ from PIL import Image
 from rich.console import Console
 
 from virtue_jax.aot.calibration import Factors, calibrated
+from virtue_jax.aot.study.answers import answers
 from virtue_jax.aot.study.entry import Entry, kept, read_entry
 from virtue_jax.aot.study.plots import plots, save_plots
 from virtue_jax.aot.study.point import Point
 from virtue_jax.aot.study.results import BOUNDS, study_rows
+from virtue_jax.aot.study.runner import outcome
 from virtue_jax.aot.study.study_file import Study, presets, read_study
 from virtue_jax.aot.study.table import cells, csv_rows, csv_text, failures, markdown, print_table
 
@@ -110,6 +112,25 @@ def test_what_does_not_fit_has_memory_and_no_pace(studies):
     (row,) = study_rows(small, made(small), PRICES)
     assert row["status"] == "does not fit" and row["hbm_peak_gib"] > row["hbm_size_gib"]
     assert all(row[f"{figure}_{bound}"] is None for figure in ("mfu", "usd", "seconds") for bound in BOUNDS)
+
+
+def test_what_does_not_fit_by_an_unknown_amount_is_shown_all_the_same(studies):
+    """The compiler gives up on a program without saying how much it takes."""
+    for study in (studies["negatives"], replace(studies["negatives"], x="")):
+        entries = made(study)
+        point = study.points[3]
+        report = entries[point].report
+        memory = report["memory"] | {"peak": None, "headroom": None}
+        blind = report | {"memory": memory, "failures": {"gradients": "out of memory"}}
+        entries[point] = replace(entries[point], report=blind)
+        rows = study_rows(study, entries, {})
+        assert rows[3]["status"] == "does not fit" and rows[3]["error"] == "gradients: out of memory"
+        headers, lines = cells(rows)
+        assert lines[3][headers.index("HBM GiB")] == ">15.8/15.8"
+        assert "more than all" in outcome(entries[point])
+        assert set(plots(study, rows, entries)) >= {"memory", "mfu"}
+        if study.x:
+            assert "**2,048** pairs a step fit (12.7 of 15.8 GiB); 4,096 do not" in answers(study, rows, entries)[0]
 
 
 @pytest.mark.parametrize("study", [*STUDIES.values(), *map(read_study, presets())], ids=lambda study: study.name)

@@ -111,7 +111,7 @@ def _fitting_batches(pairs: Sequence[Pair]) -> list[str]:
     for group in _groups(pairs, lambda point: (*series_of(point), point.pod)):
         point = group[0][0]
         where = f"{point.model} on {point.pod} ({_choice(point)})"
-        known = sorted((pair for pair in group if pair[1]["hbm_peak_gib"] is not None), key=lambda p: p[0].batch)
+        known = sorted((pair for pair in group if pair[1]["hbm_size_gib"] is not None), key=lambda p: p[0].batch)
         fitting = [pair for pair in known if pair[1]["status"] == FITS]
         misfits = [each.batch for each, row in known if row["status"] == DOES_NOT_FIT]
         if not fitting:
@@ -126,6 +126,7 @@ def _fitting_batches(pairs: Sequence[Pair]) -> list[str]:
 
 def _growth(known: Sequence[Pair]) -> str:
     """Memory for further pairs, by the two largest batches."""
+    known = [pair for pair in known if pair[1]["hbm_peak_gib"] is not None]
     if len(known) < 2:
         return ""
     (small, less), (large, more) = known[-2:]

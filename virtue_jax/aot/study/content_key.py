@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[3]
 # The compile command and the step that it lowers; what they import is found from there.
 ENTRIES = ("virtue_jax.cli.compile", "virtue_jax.train.setup")
 # Reached by imports, and still without a part in the program or its report.
-WITHOUT_PART = ("virtue_jax.aot.study", "virtue_jax.aot.calibration", "virtue_jax.cli.run_file")
+WITHOUT_PART = ("virtue_jax.aot.study", "virtue_jax.aot.calibration", "virtue_jax.aot.print_report")
+GEOMETRY = "virtue_config.json"  # in a model directory
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 
@@ -46,13 +47,20 @@ class ContentKeys:
             raise ValueError(f"point {point.name!r}: {error}") from error
         asked = {key: value for key, value in point.inputs().items() if key not in ("config", "overrides")}
         told = {"asked": asked, "values": values, "versions": versions(), "sources": self._sources}
-        told |= {"program": self._program} if self._program else {}
+        told |= {"program": self._program, "model": _model_files(values)}
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     @cached_property
     def _sources(self) -> dict[str, str]:
         """{module: digest of its code}; the table of compiler flags is among them."""
         return {name: code_digest(path) for name, path in program_sources(self._entries, self._root).items()}
+
+
+def _model_files(values: dict) -> str:
+    """The geometry in the run's model directory, where that is there: it goes before the published one."""
+    directory = (values.get("model") or {}).get("directory")
+    path = Path(directory) / GEOMETRY if directory else None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
 
 
 def versions() -> dict[str, str]:

@@ -50,8 +50,9 @@ def misreport(report: object) -> str:
         return f"it has no {', '.join(missing)}"
     if report["format"] != 1:
         return f"its format is {report['format']!r}, not 1"
-    if report["fits"] and not (report["prediction"] and report["terms"]):
-        return "it fits and has no prediction"
+    prediction = report["prediction"] or {}
+    if report["fits"] and not (report["terms"] and prediction.get("roofline") and prediction.get("cycles")):
+        return "it fits and has no prediction by the roofline, or none by the compiler's cycles"
     return ""
 
 

@@ -87,9 +87,10 @@ REST = "more at the peak"
 
 
 def memory_parts(memory: Mapping) -> dict[str, float]:
-    """GiB by kind, which come to the peak."""
+    """GiB by kind, which come to the peak; of a peak that the compiler does not say, what stays alone."""
     resident = {kind: size / GIB for kind, size in (memory.get("resident") or {}).items()}
-    return resident | {REST: max(memory["peak"] / GIB - sum(resident.values()), 0.0)}
+    rest = 0.0 if memory["peak"] is None else max(memory["peak"] / GIB - sum(resident.values()), 0.0)
+    return resident | {REST: rest}
 
 
 _BESIDE = {"textcoords": "offset points", "va": "center", "ha": "left", "fontsize": 8}

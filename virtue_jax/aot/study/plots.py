@@ -89,7 +89,7 @@ def _banded(figure: str, title: str, unit: str, **more) -> Callable[[Drawn], Any
 
 def _memory(drawn: Drawn):
     heads = ("How much of a chip's memory does it take?", drawn.study.question)
-    if not any(row["hbm_peak_gib"] is not None for row in drawn.rows):
+    if not any(row["hbm_size_gib"] is not None for row in drawn.rows):
         return None
     if drawn.study.x:
         lines = drawn.lines(["hbm_peak_gib", "hbm_size_gib"])
@@ -100,8 +100,8 @@ def _memory(drawn: Drawn):
     return stacked_bars(_bars(drawn), stacks, strokes, heads, "GiB a chip (stroke: all that the chip has)")
 
 
-def _of_all(peak: float, size: float) -> tuple[float, str]:
-    return size / GIB, f"{peak / GIB:.1f} of {size / GIB:.1f}"
+def _of_all(peak: float | None, size: float) -> tuple[float, str]:
+    return size / GIB, f"{'more than all' if peak is None else f'{peak / GIB:.1f}'} of {size / GIB:.1f}"
 
 
 def _time(drawn: Drawn):

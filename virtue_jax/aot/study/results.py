@@ -66,9 +66,10 @@ def _figures(report: dict, factors: Factors | None) -> Row:
         "pairs": report.get("pairs"),
         "remat": (report.get("numerics") or {}).get("remat"),
         "hbm_size_gib": memory["size"] / GIB,
-        "hbm_peak_gib": memory["peak"] / GIB,
+        "hbm_peak_gib": None if memory["peak"] is None else memory["peak"] / GIB,
         "useful_flops": flops.get("useful"),
         "waste": report.get("waste"),
+        "error": "; ".join(f"{stage}: {said}" for stage, said in (report.get("failures") or {}).items()),
     }
     if report["fits"]:
         row |= _pace(report, factors)

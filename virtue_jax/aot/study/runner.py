@@ -148,7 +148,8 @@ def outcome(entry: Entry) -> str:
     if entry.report is None:
         return f"FAILED: {entry.error}"
     memory = entry.report["memory"]
-    used = f"{memory['peak'] / 2**30:.1f} of {memory['size'] / 2**30:.1f} GiB"
+    peak = "more than all" if memory["peak"] is None else f"{memory['peak'] / 2**30:.1f}"
+    used = f"{peak} of {memory['size'] / 2**30:.1f} GiB"
     if not entry.report["fits"]:
         return f"does not fit ({used})"
     bounds = sorted(bound["mfu"] for bound in entry.report["prediction"].values())

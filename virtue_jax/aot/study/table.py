@@ -88,7 +88,11 @@ def _band(figure: str) -> Callable[[Row], str]:
 
 
 def _memory(row: Row) -> str:
-    return NOTHING if row["hbm_peak_gib"] is None else f"{row['hbm_peak_gib']:.1f}/{row['hbm_size_gib']:.1f}"
+    """The compiler does not always say how much it is that does not fit."""
+    if row["hbm_size_gib"] is None:
+        return NOTHING
+    peak = f">{row['hbm_size_gib']:.1f}" if row["hbm_peak_gib"] is None else f"{row['hbm_peak_gib']:.1f}"
+    return f"{peak}/{row['hbm_size_gib']:.1f}"
 
 
 def _percent(key: str) -> Callable[[Row], str]:
