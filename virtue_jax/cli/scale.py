@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--memory-gib", type=float, default=_memory_gib(), metavar="G", help="of all compilations (3/4 of this machine)"
     )
-    add("--point-gib", type=float, default=6.0, metavar="G", help="of one compilation, until one was measured (6)")
+    add("--point-gib", type=float, default=8.0, metavar="G", help="of one compilation, until one was measured (8)")
     add("--compile-command", metavar="LINE", help="in place of `virtue compile` (a part of the content)")
     add("--calibrate", nargs="+", metavar="RUN=REPORT", help="fit factors to runs' measured steps: RUN_DIR=REPORT.json")
     return parser

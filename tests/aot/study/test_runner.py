@@ -13,6 +13,7 @@ import pytest
 from study_run import FAKE, QUICK, run_points
 
 from virtue_jax.aot.study.compile_job import CompileJob
+from virtue_jax.aot.study.content_key import ROOT
 from virtue_jax.aot.study.entry import read_entry
 from virtue_jax.aot.study.point import Point
 from virtue_jax.aot.study.runner import Limits, Runner
@@ -69,6 +70,12 @@ def test_a_point_that_fails_is_told_and_the_others_go_on_and_it_is_tried_again(t
         assert whole.report["batch"] == 32
     assert sorted(events(log, "start")) == [16, 16, 32]
     assert any("FAILED" in line and told in line for line in lines)
+
+
+def test_what_is_kept_names_no_place_of_this_machine(tmp_path):
+    said = f"{ROOT}/virtue_jax/a.py:1 /opt/python/site-packages/jax/b.py:2"
+    (entry,) = run_points([point(16, fail=said)], tmp_path).values()
+    assert entry.error.endswith("virtue_jax/a.py:1 jax/b.py:2") and str(ROOT) not in entry.error
 
 
 def test_a_killed_compilation_is_told(tmp_path):

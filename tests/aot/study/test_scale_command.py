@@ -140,7 +140,7 @@ def test_a_stop_ends_with_its_status_and_the_same_command_goes_on(folder, unplot
         (["--study", "weak", "--price", "v5e=free"], "USD per chip-hour, above 0"),
         (["--study", "weak", "--price", "v5e=-1"], "USD per chip-hour, above 0"),
         (["--study", "weak", "--from", "nowhere"], "--from nowhere: no whole report"),
-        (["--study", "weak", "--memory-gib", "2"], "--memory-gib 2: a point is taken to need 6 GiB"),
+        (["--study", "weak", "--memory-gib", "2"], "--memory-gib 2: a point is taken to need 8 GiB"),
         (["--study", "weak", "--calibration", "nowhere.json"], "nowhere.json"),
         (["--calibrate", "run"], "--calibrate run: expected RUN_DIR=REPORT.json"),
         (["--study", "weak"], "point '2b_scar v5e 4x4': the run file cannot be used"),

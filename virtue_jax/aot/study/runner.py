@@ -18,7 +18,7 @@ class Limits:
 
     workers: int = 1
     memory_gib: float = 16.0
-    point_gib: float = 6.0
+    point_gib: float = 8.0
     poll: float = 0.1  # seconds between two looks
 
 
