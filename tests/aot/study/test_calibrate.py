@@ -135,6 +135,8 @@ def test_a_run_of_another_configuration_is_refused(tmp_path, config, told):
 def test_what_the_run_leaves_open_is_no_mismatch(tmp_path):
     config = {"batch_size": 512, "numerics": {"remat": "auto"}, "mesh": {"data": -1, "fsdp": 1}, "data": {"rows": {}}}
     assert read_measured(run_folder(tmp_path, "run", GOOD, config), report_file(tmp_path)).used == 6
+    chosen = run_folder(tmp_path, "chosen", GOOD, config | {"numerics": {"attention": "splash"}})
+    assert read_measured(chosen, report_file(tmp_path, numerics={"attention": "auto"})).used == 6
 
 
 @pytest.mark.parametrize(
