@@ -38,7 +38,7 @@ trap 'stop_following; rm -rf "$scratch"' EXIT
 
 parse() {
     name='' zone='' tpu='' slices=1 retries=10 poll=30 runtime_given='' nfs='' setup='' keep='' delete=''
-    where=() capacity=() create=() reach=(--quiet) gcloud=(gcloud compute tpus queued-resources)
+    where=() capacity=() further=() reach=(--quiet) gcloud=(gcloud compute tpus queued-resources)
     creator=("${gcloud[@]}")
     while (($#)) && [[ $1 != -- ]]; do
         case $1 in
@@ -68,7 +68,7 @@ parse_value() {
         --runtime) runtime_given=$2 ;;
         --nfs) nfs=$2 ;;
         --setup) setup=$2 ;;
-        --create) create+=("$2") ;;
+        --create) further+=("$2") ;;
         --ssh) reach+=("$2") ;;
         --reservation) capacity+=("--reservation=$2") && creator=(gcloud alpha compute tpus queued-resources) ;;
         *) refuse "$1: no such option; --help lists them" ;;
@@ -91,13 +91,11 @@ check() {
     over_slices
 }
 
-# ---------------------------------------------------------------- the queued resource
-
 create() {
     local nodes=("--node-id=$name")
     ((slices == 1)) || nodes=("--node-count=$slices" "--node-prefix=$name")
     carry_out "${creator[@]}" create "$name" "${where[@]}" "${nodes[@]}" "${type[@]}" \
-        "--runtime-version=$runtime" "${capacity[@]}" "${create[@]}"
+        "--runtime-version=$runtime" "${capacity[@]}" "${further[@]}"
 }
 
 # Its state; NONE where there is none, UNKNOWN where gcloud cannot say.
@@ -134,8 +132,6 @@ acquire() {
         sleep "$poll"
     done
 }
-
-# ---------------------------------------------------------------- its workers
 
 # on_workers WORD...: runs this on all workers of all slices.
 on_workers() {
@@ -185,19 +181,22 @@ ask() {
     ((${#statuses[@]}))
 }
 
-# ---------------------------------------------------------------- one start, and all of them
-
 # Sets outcome: finished, again, stop STATUS, or lost.
 watch_run() {
     local deaf=0
     while :; do
         sleep "$poll"
         case $(state) in
-            ACTIVE | UNKNOWN) ;;
+            ACTIVE) ;;
+            UNKNOWN) continue ;; # it is we who cannot be heard
             *) installed='' outcome=lost && return ;;
         esac
         if ! ask; then
-            ((++deaf < DEAF)) || { installed='' outcome=lost && return; }
+            if ((++deaf == DEAF)); then
+                say "its workers do not answer"
+                remove
+                installed='' outcome=lost && return
+            fi
             continue
         fi
         deaf=0
@@ -237,6 +236,7 @@ supervise() {
             if ! set_up; then
                 installed=''
                 spend "$name could not be set up"
+                sleep "$poll"
                 continue
             fi
         fi

@@ -103,6 +103,14 @@ def test_what_could_not_be_installed_is_not_started(cloud):
     assert len(cloud.calls("gcloud", "on_worker.sh install")) == 2 and len(cloud.calls("gcloud", " start ")) == 1
 
 
+def test_workers_that_do_not_answer_are_given_back_and_asked_for_anew(cloud):
+    # Asked once before the start, and ten times after it, in vain.
+    cloud.plan(lives=[None, None], ends=[["hangs"], [0]], refusals={"on_worker.sh status": 11})
+    said = cloud.run("tpu_pod.sh", *POD, *TRAIN).stderr
+    assert "its workers do not answer" in said
+    assert len(cloud.calls("gcloud", "create")) == len(cloud.calls("gcloud", "delete")) == 2
+
+
 def test_retries_are_used_up(cloud):
     cloud.plan(ends=[[70]] * 3)
     said = cloud.run("tpu_pod.sh", *POD, "--retries", "2", "--keep", *TRAIN, status=75).stderr
