@@ -1,6 +1,7 @@
 """virtue_jax on the example: loads a model directory, embeds through `Embedder`, and writes every stage's output.
 
-    python -m full_size.jax_stages --model DIR --inputs DIR --dtype float32|bfloat16 --out NAME [--stages]
+    python -m full_size.jax_stages --model DIR --inputs DIR --dtype float32|bfloat16 --out NAME
+        [--stages] [--attention auto]
 
 Writes NAME.json (figures) and NAME.npz (arrays).
 """
@@ -21,6 +22,8 @@ from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
+from virtue_jax.ops.attention import resolve_backend
+from virtue_jax.parallel.mesh import MeshConfig, make_mesh, platform_of
 
 RUNS = 2  # after the one that compiles
 
@@ -81,11 +84,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", action="store_true")
+    parser.add_argument("--attention", default="xla", help="of --stages; auto = the kernel of this machine's device")
     arguments = parser.parse_args()
     figures, dtype = Figures(started_gib=resident_gib()), arguments.dtype
     with figures.timed("load"):
         if arguments.stages:
-            config, model = load_model(arguments.model, Numerics(dtype, dtype), compat=Compat.paper())
+            backend = resolve_backend(arguments.attention, platform_of(make_mesh(MeshConfig(), jax.devices()[:1])))
+            config, model = load_model(arguments.model, Numerics(dtype, dtype, backend), compat=Compat.paper())
             embedder = Embedder(config, model, Tokenizer.load(arguments.model))
         else:
             embedder = Embedder.load(arguments.model, compat="paper", dtype=dtype)
