@@ -30,7 +30,9 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        # CUDA's libraries come along; 13 needs a driver of 580 or later, 12 one of 525. jax 0.10 to 0.12 have both.
         "gpu": ["jax[cuda13]"],
+        "gpu12": ["jax[cuda12]"],
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
         "test": ["torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"]
