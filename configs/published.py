@@ -10,10 +10,13 @@ multiplied by sqrt(8), the square-root rule for Adam (Malladi et al. 2022, arXiv
 
 Rows: found by `virtue rows --lengths` (`virtue_jax/data/row_choice/choose_rows.py`) and a longer search by the same
 simulated packing, for 2B on 64 devices and 16 streams (`large`: 256 and 64; every host has a stream or several); 7B
-takes the same. All lengths are multiples of 512, for the attention kernel's sake. They hold the largest image (5,120
-patches). On lengths like the data's, row efficiency is 0.92 (SCaR) and 0.93 (MMEB), `large` 0.93 and 0.97, and 1 to 4 %
-of the batch waits for the next step (BENCHMARKS.md, "Row efficiency"). For real data: `virtue rows --config FILE
---devices N` prints what suits it best.
+takes the same. All lengths have large blocks for the attention kernel (`ops/splash.py`), and they hold the largest
+image (5,120 patches). On lengths like the data's, row efficiency is 0.95 (SCaR) and 0.93 (MMEB; `large` 0.97), and 1 to
+4 % of the batch waits for the next step (BENCHMARKS.md, "Row efficiency"). For real data: `virtue rows --config FILE
+--devices N` prints what suits it best. SCaR's rows of small and of large images are equally long, so that one run of
+the language model takes both.
+
+Memory: remat and micro-batches are chosen for the devices; `virtue compile` shows with what result on every TPU.
 """
 
 import ml_collections
@@ -45,7 +48,7 @@ def published_run(
             "steps": steps // large,
             "batch_size": 1024 * large,
             "optimizer": {"learning_rate": 2e-5 * large**0.5, "warmup_steps": 200 // large, "decay": "linear"},
-            "numerics": {"compute": "bfloat16", "params": "bfloat16", "attention": "auto", "remat": "layer"},
+            "numerics": {"compute": "bfloat16", "params": "bfloat16", "attention": "auto", "remat": "auto"},
             "loss": {"temperature": 0.02},
             "mesh": {"data": -1, "fsdp": fsdp},
             "log_every": 10,
@@ -86,18 +89,18 @@ def _images(rows: int, *, slots: int, examples: int, vision: tuple[int, int], im
 
 
 BOX, GRID = 3, 10  # points of a prompt: two corners, or a grid of nine, and SAM-2's padding point
-SCAR_ROWS = {
-    "": {
-        "images_1": _images(128, slots=2560, examples=72, vision=(4, 1536), images=4, points=BOX),
-        "images_2": _images(192, slots=1536, examples=24, vision=(2, 2048), images=2, points=BOX),
-        "images_3": _images(64, slots=2048, examples=12, vision=(1, 5120), images=2, points=BOX),
-    },
-    "large": {
-        "images_1": _images(1024, slots=2560, examples=96, vision=(4, 1536), images=4, points=BOX),
-        "images_2": _images(1536, slots=1536, examples=24, vision=(2, 2048), images=2, points=BOX),
-        "images_3": _images(512, slots=2048, examples=12, vision=(1, 5120), images=2, points=BOX),
-    },
-}
+
+
+def _scar_rows(batches: int, examples: int) -> dict:
+    """For so many times 1,024 pairs; examples: of a row of small images, which takes up the targets."""
+    return {
+        "images_1": _images(128 * batches, slots=2048, examples=examples, vision=(3, 1408), images=4, points=BOX),
+        "images_2": _images(128 * batches, slots=1536, examples=24, vision=(2, 2048), images=2, points=BOX),
+        "images_3": _images(128 * batches, slots=2048, examples=12, vision=(1, 5120), images=4, points=BOX),
+    }
+
+
+SCAR_ROWS = {"": _scar_rows(1, 48), "large": _scar_rows(8, 64)}
 MMEB_ROWS = {
     "": {
         "images_1": _images(256, slots=2560, examples=80, vision=(2, 4096), images=4, points=GRID),

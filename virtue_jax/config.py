@@ -196,7 +196,7 @@ class VirtueConfig:
         return (self.sam2.embedding_size // self.CONNECTOR_STRIDE) ** 2
 
 
-REMAT = ("none", "layer", "dots", "auto")
+REMAT = ("none", "layer", "outputs", "dots", "auto")
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,8 @@ class Numerics:
     """How a model computes: activation dtype, parameter dtype, attention backend, rematerialisation.
 
     remat: what a backward pass keeps of each layer: everything ("none"), its input ("layer": everything else is
-    computed again), or the results of its matrix products too ("dots"). "auto": training chooses by a memory estimate;
+    computed again), what its attention kernel and the sum that ends it gave as well ("outputs"), or the results of all
+    its matrix products ("dots"). "auto": training chooses by a memory estimate;
     without training the same as "none". attention: a backend of `ops.attention` that a model can run with; "auto"
     in a run file (`train.config.RunNumerics`) is resolved before a model is made.
     """
@@ -213,11 +214,13 @@ class Numerics:
     params: str = "float32"
     attention: str = "xla"
     remat: str = "none"
+    dora_dropout: str = "peft"
 
     def __post_init__(self):
         _one_of("numerics.compute", self.compute, FLOATS)
         _one_of("numerics.params", self.params, FLOATS)
         _one_of("numerics.remat", self.remat, REMAT)
+        _one_of("numerics.dora_dropout", self.dora_dropout, ("peft", "branch"))
 
 
 def to_dict(config: Any) -> dict:

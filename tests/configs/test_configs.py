@@ -107,7 +107,7 @@ def test_rows_divide_over_devices_and_streams_and_hold_the_longest_example(size,
     for group in config.data.rows.values():
         assert group.rows % devices == group.rows % streams == 0
         for length in (group.shape.slots, group.shape.patches):
-            assert length % FAST_SPLASH_BLOCK == 0 and splash_block(length, "slots or patches") >= FAST_SPLASH_BLOCK
+            assert splash_block(length, "slots or patches") >= FAST_SPLASH_BLOCK
     points = 3 if stage == "scar" else virtue.points_per_side**2 + 1
     patches = virtue.max_pixels // virtue.vision.patch_size**2
     query = Need(virtue.segmentation_tokens + patches // 4 + 90, (("i", patches, True),), 1, 1, points, positives=1)
@@ -122,6 +122,6 @@ def test_rows_are_full_on_lengths_like_the_data(stage, variant):
     sources = published_needs(stage, published_geometry("2b"), count=300, mixture="equal", seed=1)
     options = {"batch_size": config.batch_size, "streams": config.data.streams, "only": 4, "warmup": 4}
     figures = simulate(sources, groups_of(config), order=SampleOrder(sources, 64), steps=8, **options)
-    assert figures.row_efficiency >= 0.90
+    assert figures.row_efficiency >= {"scar": 0.94, "mmeb": 0.90}[stage]
     assert figures.pairs >= 0.95 * config.batch_size
     assert figures.waiting < 0.05

@@ -47,4 +47,4 @@ def test_splash_lowers_for_a_tpu_that_is_not_there(length, heads, key_heads, siz
     gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
     exported = jax.export.export(gradient, platforms=["tpu"])(q, k, k, segments)
     # The call target's name is also in the module's metadata; the op itself carries the @.
-    assert exported.mlir_module().count("@tpu_custom_call") == 3  # forward, dq, dkv
+    assert exported.mlir_module().count("@tpu_custom_call") == 2  # forward, and all of the backward pass

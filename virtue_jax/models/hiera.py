@@ -3,12 +3,13 @@
 Letters: B batch, H, W map, N windows over the batch, L tokens of a window, C channels.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
 from virtue_jax.config import HieraConfig, Numerics
-from virtue_jax.models.layers import LayerNorm, Linear, Mlp, gelu, rematerialised, scan, stack
+from virtue_jax.models.layers import LayerNorm, Linear, Mlp, branch_scope, gelu, rematerialised, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.resize import resize_bicubic
 
@@ -84,7 +85,8 @@ class Block(nnx.Module):
             self.proj = Linear(d_in, d_out, numerics=numerics, rngs=rngs)
 
     def __call__(self, x_BHWC, windows: tuple[int, ...], choice=0):
-        """windows: sizes that blocks of this program have; choice: which of them is this one's, traced or not."""
+        """windows: of all blocks that this program is for; choice: the number among its sizes (ascending, each once) of
+        this block's own, traced or not."""
         normed = self.norm1(x_BHWC)
         # SAM-2's shortcut into a new stage starts from the normed input.
         shortcut = _max_pool(self.proj(normed)) if self.opens_stage else x_BHWC
@@ -92,15 +94,19 @@ class Block(nnx.Module):
         return x_BHWC + self.mlp(self.norm2(x_BHWC))
 
     def _attend(self, x_BHWC, windows: tuple[int, ...], choice):
-        if len(windows) == 1:
+        if len(set(windows)) == 1:
             return self.attn(x_BHWC, windows[0])
         # Parameters go through the branches as arguments: a module may not be changed inside of one.
         graphdef, state = nnx.split(self.attn)
 
         def branch(window: int):
-            return lambda state, x: nnx.merge(graphdef, state)(x, window)
+            def run(state, x):
+                with jax.named_scope(branch_scope(windows.count(window), len(windows))):
+                    return nnx.merge(graphdef, state)(x, window)
 
-        return lax.switch(choice, [branch(window) for window in windows], state, x_BHWC)
+            return run
+
+        return lax.switch(choice, [branch(window) for window in sorted(set(windows))], state, x_BHWC)
 
 
 class Stage(nnx.Module):
@@ -126,11 +132,11 @@ class Stage(nnx.Module):
         x = rematerialised(first, remat)(x)
         if not rest:
             return x
-        # One loop over blocks of several window sizes, which only attention asks for: every body of a loop costs the TPU
+        # One loop over blocks of several window sizes, which only attention asks for: every further loop takes the TPU
         # compiler half a minute.
-        sizes = tuple(sorted(set(rest)))
+        sizes = sorted(set(rest))
         choices = jnp.array([sizes.index(window) for window in rest], jnp.int32)
-        return scan(lambda block, x, choice: block(x, sizes, choice), self.rest, x, choices, remat=remat)
+        return scan(lambda block, x, choice: block(x, rest, choice), self.rest, x, choices, remat=remat)
 
 
 class Hiera(nnx.Module):

@@ -8,19 +8,33 @@ from flax import nnx
 from jax import lax
 
 from virtue_jax.config import Numerics
+from virtue_jax.ops.splash import KERNEL_OUTPUT
+
+LAST_SUM = "last_sum"  # what the last product of a layer gives: nothing but its own adapter needs it backwards
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias; kernel[in, out]. `keys` are for adapters that drop out (`models/lora.py`); unused here."""
+    """y = x @ kernel + bias; kernel[in, out]. `keys` are for adapters that drop out (`models/lora.py`); unused here.
+
+    last: whether it ends a layer, so that an adapter on it had better keep its sum than compute it again.
+    """
 
     def __init__(
-        self, d_in: int, d_out: int, *, numerics: Numerics, rngs: nnx.Rngs, use_bias: bool = True, gain: float = 1.0
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+        use_bias: bool = True,
+        gain: float = 1.0,
+        last: bool = False,
     ):
         # `gain`: standard deviation of the outputs for unit inputs, when untrained.
         init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
         self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out), jnp.dtype(numerics.params)))
         self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params))) if use_bias else None
-        self.numerics = numerics
+        self.numerics, self.last = numerics, last
 
     def __call__(self, x, keys=None):
         dtype = jnp.dtype(self.numerics.compute)
@@ -101,12 +115,20 @@ def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: str =
     return (x, inputs) if collect else x
 
 
+def branch_scope(times: int, of: int) -> str:
+    """Name of a scope around a branch in a loop: how many of its turns take it, which nothing else in a compiled
+    program tells (`aot/hlo.py` counts by it)."""
+    return f"taken_{times}_of_{of}"
+
+
 def rematerialised(body: Callable, remat: str, *, in_loop: bool = False) -> Callable:
     """`body`, keeping for its backward pass what `Numerics.remat` says. In a loop, the compiler cannot merge what is
     computed again with what was, and need not be kept from it."""
-    if remat == "layer":
-        return jax.checkpoint(body, prevent_cse=not in_loop)
-    if remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(body, policy=policy, prevent_cse=not in_loop)
-    return body
+    policies = jax.checkpoint_policies
+    outputs = policies.save_only_these_names(LAST_SUM, KERNEL_OUTPUT)
+    kept = {
+        "layer": None,
+        "outputs": outputs,
+        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, outputs),
+    }
+    return jax.checkpoint(body, policy=kept[remat], prevent_cse=not in_loop) if remat in kept else body

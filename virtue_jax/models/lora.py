@@ -5,9 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import LoRAParam
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from virtue_jax.config import AdapterConfig, Numerics
-from virtue_jax.models.layers import Linear
+from virtue_jax.models.layers import LAST_SUM, Linear
+
+_DRAWS = 2**16  # a dropout rate is a whole number of these
 
 
 class AdaptedLinear(Linear):
@@ -21,7 +24,7 @@ class AdaptedLinear(Linear):
     d is dropout with one mask per call, drawn for each row from a key of its own; it is the identity without keys or at
     rate 0, and DoRA is then (magnitude / n) x (W + s A B) + bias. That the frozen product d(x) W is dropped out too
     (and so computed a second time) under DoRA but not under LoRA is PEFT's behaviour, which the published adapters
-    were trained with.
+    were trained with; with `numerics.dora_dropout` "branch" it is x W there as well.
 
     n depends on parameters alone: `hold_norms` computes it once for many calls.
     """
@@ -31,7 +34,7 @@ class AdaptedLinear(Linear):
 
         A ~ N(0, 1 / r^2), B = 0, magnitude = column norm of W: PEFT's init_lora_weights="gaussian".
         """
-        self.kernel, self.bias, self.numerics = base.kernel, base.bias, numerics
+        self.kernel, self.bias, self.numerics, self.last = base.kernel, base.bias, numerics, base.last
         *stacked, d_in, d_out = base.kernel.shape
         dtype = jnp.dtype(numerics.params)
         a = jax.random.normal(rngs.params(), (*stacked, d_in, config.rank)) / config.rank
@@ -54,9 +57,13 @@ class AdaptedLinear(Linear):
             y = base + delta
         else:
             ratio = _ratio(self, _adapted_norm(self) if self.norm is None else self.norm[...])
-            dropped_base = base if dropped is x else dropped @ kernel
+            whole = dropped is x or self.numerics.dora_dropout == "branch"
+            dropped_base = base if whole else dropped @ kernel
+            total = dropped_base + delta  # all that the magnitude's gradient needs
+            total = checkpoint_name(total, LAST_SUM) if self.last else total
+            rest = 0 if dropped_base is base else base - dropped_base
             # The ratio stays float32: a bfloat16 one near 1 would shift whole columns by up to 0.4 %.
-            y = (base + (ratio - 1) * dropped_base + ratio * delta).astype(dtype)
+            y = (rest + ratio * total).astype(dtype)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
@@ -65,8 +72,10 @@ class ColumnNorm(nnx.Variable):
 
 
 def _drop(x, rate: float, keys):
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(kept, x / (1 - rate), 0)
+    # 16 random bits an element instead of the 32 of a uniform number: drawing them shows in a step's time.
+    least = round(rate * _DRAWS)
+    drawn = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint16))(keys)
+    return jnp.where(drawn >= least, x * (_DRAWS / (_DRAWS - least)), 0).astype(x.dtype)
 
 
 def _column_norm(kernel):
@@ -189,7 +198,7 @@ def unmerge_adapter(module: nnx.Module, adapted: dict[str, AdaptedLinear]) -> No
 def _plain(layer: AdaptedLinear) -> Linear:
     """The merged layer; made abstract first, so that no kernel is initialised only to be thrown away."""
     d_in, d_out = layer.kernel.shape[-2:]
-    options = {"numerics": layer.numerics, "use_bias": layer.bias is not None}
+    options = {"numerics": layer.numerics, "use_bias": layer.bias is not None, "last": layer.last}
     plain = nnx.eval_shape(lambda: Linear(d_in, d_out, rngs=nnx.Rngs(0), **options))
     plain.kernel = nnx.Param(merged_kernel(layer))
     plain.bias = layer.bias

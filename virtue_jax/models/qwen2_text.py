@@ -54,7 +54,7 @@ class TextMlp(nnx.Module):
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = Linear(hidden, inner, numerics=numerics, rngs=rngs, use_bias=False)
         self.up_proj = Linear(hidden, inner, numerics=numerics, rngs=rngs, use_bias=False)
-        self.down_proj = Linear(inner, hidden, numerics=numerics, rngs=rngs, use_bias=False)
+        self.down_proj = Linear(inner, hidden, numerics=numerics, rngs=rngs, use_bias=False, last=True)
 
     def __call__(self, x, keys):
         gated = jax.nn.silu(self.gate_proj(x, keys[0])) * self.up_proj(x, keys[1])

@@ -10,6 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from virtue_jax.ops.per_device import on_each_device
 
 LANES = 128
+KERNEL_OUTPUT = "attention_output"  # name of what a backward pass may keep, so as not to run the kernel again
 # The largest block that the TPU compiler was seen to fit into a v5e's scoped memory, forwards and backwards.
 FAST_SPLASH_BLOCK = 512  # smaller ones run, but slowly: lengths had better be multiples of it
 LARGEST_SPLASH_BLOCK = 1408
@@ -29,8 +30,7 @@ def _kernel(q, k, v, q_segments, kv_segments, *, scale, causal, interpret):
         block_kv=block_kv,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,
-        block_q_dq=block_q,
-        block_kv_dq=block_kv,
+        use_fused_bwd_kernel=True,  # five products backwards instead of the seven of two kernels
     )
     mask = splash_mask.CausalMask((L, S)) if causal else splash_mask.FullMask((L, S))
     kernel = splash.make_splash_mha(
@@ -38,6 +38,7 @@ def _kernel(q, k, v, q_segments, kv_segments, *, scale, causal, interpret):
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=KERNEL_OUTPUT,
         interpret=interpret,
     )
     segments = None if q_segments is None else splash.SegmentIds(q=q_segments, kv=kv_segments)

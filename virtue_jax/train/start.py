@@ -58,6 +58,28 @@ def starting_model(config: TrainConfig, sources: Sequence[PairSource], workdir: 
     return StartingModel(virtue, Tokenizer.load(directory), companions(directory))
 
 
+def model_geometry(config: TrainConfig) -> VirtueConfig:
+    """The run's model without its weights, which need not be there: geometry of its directory where that exists, else
+    of the published size that `model.size` names.
+
+    Raises:
+        ValueError: neither. FileNotFoundError: a directory that is no model's.
+    """
+    model = config.model
+    if model.scratch is not None:
+        return model.scratch
+    if Path(model.directory).exists():
+        found = load_config(Path(model.directory))
+    elif model.size:
+        found = published_geometry(model.size)
+    else:
+        raise ValueError(
+            f"{model.directory} does not exist, and model.size does not say which published size it will hold: "
+            "--config.model.size=2b or 7b"
+        )
+    return dataclasses.replace(found, adapter=model.adapter or found.adapter)
+
+
 def _check_size(virtue: VirtueConfig, size: str, directory: Path) -> None:
     def sizes(config: VirtueConfig) -> tuple[int, ...]:
         text, vision = config.text, config.vision

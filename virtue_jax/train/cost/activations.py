@@ -72,7 +72,7 @@ def layer_work(run: Run, shape: RowShape, rows: int) -> int:
     """What the backward pass of one layer holds at a time: all that a layer without remat keeps, and as much again."""
     _, layer = _kept(run, replace(run.numerics, remat="none"), shape, rows)
     inner = run.virtue.text.intermediate_size // run.mesh.get(TENSOR, 1)
-    recomputed = layer if run.numerics.remat in ("layer", "dots") else 0
+    recomputed = layer if run.numerics.remat in ("layer", "outputs", "dots") else 0
     return recomputed + 4 * rows * shape.slots * inner * itemsize(run) + _attention_work(run, shape, rows)
 
 
@@ -130,7 +130,7 @@ def _sam_work(run: Run, shape: RowShape, rows: int) -> int:
 def trained_towers(run: Run, shape: RowShape, rows: int) -> int:
     """Towers that train keep every block's intermediate maps; with remat, its input."""
     vision, sam2, size = run.virtue.vision, run.virtue.sam2, itemsize(run)
-    each = 1 if run.numerics.remat == "layer" else 16
+    each = 1 if run.numerics.remat in ("layer", "outputs") else 16
     patches = rows * shape.vision_rows * shape.patches * vision.embed_dim * vision.depth
     places = rows * shape.images * (sam2.image_size // PATCH_STRIDE) ** 2
     blocks = sum(count * sam2.hiera.embed_dim / 2**s for s, count in enumerate(sam2.hiera.stages))

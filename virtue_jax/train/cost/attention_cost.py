@@ -6,7 +6,8 @@ from virtue_jax.ops.triton_attention import LEAST_SIZE, tuning
 from virtue_jax.ops.xla_attention import LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
 
-KERNEL_BACKWARD = 3.5  # seven products backward, two forward
+TRITON_BACKWARD = 3.5  # seven products backward, two forward
+SPLASH_BACKWARD = 2.5  # five, in one kernel
 
 
 def attention_cost(config: VirtueConfig, group: RowGroup, numerics: Numerics, part: str) -> tuple[float, float]:
@@ -28,12 +29,12 @@ def attention_cost(config: VirtueConfig, group: RowGroup, numerics: Numerics, pa
         return 1.0, 2.5 if blocked else 2.0  # the logits of a block are computed again
     if numerics.attention == "triton":
         block, padded = max(tuning(head, numerics.compute).forward[:2]), -(-head // LEAST_SIZE) * LEAST_SIZE / head
-        return _causal_share(block, length) * padded if part == "text" else padded, KERNEL_BACKWARD
+        return _causal_share(block, length) * padded if part == "text" else padded, TRITON_BACKWARD
     padded = -(-head // LANES) * LANES / head  # of the matrix unit
     block = max((b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0), default=length)
     block = max(block, FAST_SPLASH_BLOCK)  # a smaller one skips more of the square, but not more time
     square = _causal_share(block, length) if part == "text" else 1.0
-    return square * padded, KERNEL_BACKWARD
+    return square * padded, SPLASH_BACKWARD
 
 
 def _causal_share(block: int, length: int) -> float:

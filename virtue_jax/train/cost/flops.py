@@ -28,6 +28,7 @@ from virtue_jax.train.cost.attention_cost import attention_cost
 from virtue_jax.train.cost.work import Work, capacity
 
 CONNECTOR_DOOR = "connector.reduce.kernel"
+LAST_PRODUCT = "text.layers.mlp.down_proj.kernel"
 OWN_TOKENS = 2  # object score and IoU, beside the mask tokens
 
 # FLOP/s of one device in bfloat16 with float32 accumulation, dense, by the start of `device_kind`; longest match wins.
@@ -94,7 +95,8 @@ def executed_flops(
     """FLOPs that the compiled step executes on static row groups, over all devices; micro_batches must be chosen.
 
     Towers that do not train run once. What is differentiated runs forward once more under GradCache (more than one
-    micro-batch), and once more under remat "layer"; under "dots" attention alone does.
+    micro-batch), and once more under remat "layer" and, but for its attention kernel and last product, "outputs"; under
+    "dots" attention alone does, where it is no kernel.
     """
     if numerics.attention == AUTO:
         raise ValueError("executed_flops: numerics.attention 'auto' is not resolved yet (train.setup.with_attention)")
@@ -133,34 +135,44 @@ def _passes(path: str, trained: set[str], differentiated: bool) -> int:
 def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: Products, trained: set[str]) -> float:
     differentiated = _differentiated(part, trained)
     chunked = differentiated and group.micro_batches > 1
-    layers = differentiated and part != "connector" and numerics.remat == "layer"
+    inside = differentiated and part != "connector"  # of what `Numerics.remat` is about
+    layers = inside and numerics.remat in ("layer", "outputs")
     linear = sum(
         flops * (_passes(path, trained, differentiated) + chunked + layers) for path, flops in products.linear.items()
     )
     if part == "text":
-        linear += _adapter_overhead(config, products.linear, 2 + chunked + layers)
-        linear -= 0 if not layers or _needs_last(config) else products.linear["text.layers.mlp.down_proj.kernel"]
-    again = chunked + (differentiated and part != "connector" and numerics.remat in ("layer", "dots"))
+        linear += _adapter_overhead(config, numerics, products.linear, 2 + chunked + layers)
+        linear -= _not_recomputed(config, numerics) * products.linear[LAST_PRODUCT] if layers else 0
+    kernel_kept = numerics.attention == "splash" and numerics.remat in ("outputs", "dots")
+    again = chunked + (inside and numerics.remat in ("layer", "outputs", "dots") and not kernel_kept)
     square, backward = attention_cost(config, group, numerics, part)
     return linear + products.attention * square * (1 + again + (backward if differentiated else 0))
 
 
-def _adapter_overhead(config: VirtueConfig, linear: dict[str, float], passes: int) -> float:
+def _drops_frozen(adapter: AdapterConfig, numerics: Numerics) -> bool:
+    """Whether DoRA needs a second product with the frozen kernels."""
+    return adapter.dropout > 0 and numerics.dora_dropout == "peft"
+
+
+def _adapter_overhead(config: VirtueConfig, numerics: Numerics, linear: dict[str, float], passes: int) -> float:
     """DoRA: the second product with the frozen weight where there is dropout, and A B for the column norm."""
     adapter, text = config.adapter, config.text
     if adapter is None or not adapter.use_dora:
         return 0.0
     adapted = _adapted(adapter, _text_linears(text))
     norm = sum(2 * text.num_hidden_layers * adapter.rank * d_in * d_out for _, d_in, d_out in adapted)
-    second = sum(linear[f"{path}.kernel"] for path, _, _ in adapted) if adapter.dropout else 0.0
+    second = sum(linear[f"{path}.kernel"] for path, _, _ in adapted) if _drops_frozen(adapter, numerics) else 0.0
     return norm + passes * second
 
 
-def _needs_last(config: VirtueConfig) -> bool:
-    """Whether a layer's last product is recomputed: nothing else follows it, only the gradient of DoRA's magnitude
-    needs it, and with dropout that needs the second product instead."""
+def _not_recomputed(config: VirtueConfig, numerics: Numerics) -> int:
+    """How many of the products that end a layer are spared when it is computed again: the residual stream needs none of
+    them, the gradient of DoRA's magnitude one (the second, where there are two) unless its sum was kept."""
     adapter = config.adapter
-    return adapter is not None and adapter.use_dora and not adapter.dropout and "down_proj" in adapter.targets
+    if adapter is None or not adapter.use_dora or "down_proj" not in adapter.targets:
+        return 1
+    products = 2 if _drops_frozen(adapter, numerics) else 1
+    return products if numerics.remat == "outputs" else products - 1
 
 
 def forward_products(config: VirtueConfig, work: Work) -> dict[str, Products]:

@@ -28,9 +28,10 @@ from virtue_jax.train.cost.activations import (
     trained_towers,
 )
 from virtue_jax.train.cost.flops import executed_flops
+from virtue_jax.train.towers import MOST_IMAGES, MOST_PATCHES
 
 MARGIN = 0.1  # of a device's memory, left free for what is not estimated: fragmentation, kernels' scratch, collectives
-CHEAPEST_FIRST = ("none", "dots", "layer")
+CHEAPEST_FIRST = ("none", "dots", "outputs", "layer")
 
 
 @dataclass(frozen=True)
@@ -160,17 +161,24 @@ def _tower_outputs(run: Run, group: RowGroup) -> int:
 
 
 def _towers_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
+    """`train/towers.py`: inputs of all groups joined, cut up, and put together again."""
     if not run.frozen_towers:
         return {}
     groups = list(groups)
-    split = [group for group in groups if group.micro_batches > 1]
-    # Cut into micro-batches, the inputs are copied, and the outputs once more when they are put together.
-    copies = max((_batch_bytes(run, group) + _tower_outputs(run, group) for group in split), default=0)
+    outputs = sum(_tower_outputs(run, group) for group in groups)
     return {
-        "tower outputs": sum(_tower_outputs(run, group) for group in groups),
-        "copies for micro-batches": copies,
-        "work of the towers": max(tower_work(run, group.shape, _part_rows(run, group)) for group in groups),
+        "tower outputs": outputs,
+        "copies for the towers": 2 * sum(_batch_bytes(run, group) for group in groups) + outputs,
+        "work of the towers": max(tower_work(run, group.shape, _rows_at_once(run, group)) for group in groups),
     }
+
+
+def _rows_at_once(run: Run, group: RowGroup) -> int:
+    """Rows of a device whose images, or patches, its towers take at once."""
+    shape = group.shape
+    patches, images = shape.vision_rows * shape.patches, shape.images
+    rows = [limit // each for limit, each in ((MOST_PATCHES, patches), (MOST_IMAGES, images)) if each]
+    return max(1, min([group.rows // run.row_shards, max(rows, default=1)]))
 
 
 def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
