@@ -37,7 +37,7 @@ ROOMS = {
         LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory", "geometry"},
         {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
     ),
-    "aot": (LEAVES | {"models", "ops", "parallel", "train"}, {"jax", "numpy"}),
+    "aot": (LEAVES | {"data", "models", "ops", "parallel", "train"}, {"jax", "numpy", "rich"}),
     "aot/study": ({"aot", "config", "new_directory"}, {"numpy", "rich", "matplotlib", "yaml"}),
     "cli": (
         {"aot", "config", "data", "embedder", "eval", "new_directory", "parallel", "train"},

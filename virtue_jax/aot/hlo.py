@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from virtue_jax.models.layers import branch_scope
+
 ITEM_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "c128": 16, "token": 0}
 _DTYPE_BITS = re.compile(r"[a-z]+(\d+)")
 _ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\](\{[^}]*\})?")
@@ -18,6 +20,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _INTEGER = re.compile(r"-?\d+")
+_TAKEN = re.compile(branch_scope(0, 0).replace("0", r"(\d+)"))
 HBM = 0
 
 
@@ -69,7 +72,8 @@ class Program:
     def executed(self) -> Iterator[tuple[Instruction, Computation, float]]:
         """(instruction, its computation, times it runs in one run of the program); fusions whole, loops by their trips.
 
-        Branches of a conditional count as if each ran.
+        A branch of a conditional counts by the share of turns that take it, which `models.layers.branch_scope` writes
+        into its operations' names; without one, as if each ran.
         """
         yield from self._executed(self.computations[self.entry], 1.0)
 
@@ -85,7 +89,8 @@ class Program:
                     yield from self._executed(self.computations[name], times)
             elif instruction.opcode == "conditional":
                 for name in (*called.values(), *instruction.branches):
-                    yield from self._executed(self.computations[name], times)
+                    branch = self.computations[name]
+                    yield from self._executed(branch, times * _branch_share(branch))
 
     def source(self, instruction: Instruction) -> str:
         """Where in the program's source an instruction comes from: "file.py:line", or its operation's name."""
@@ -93,6 +98,14 @@ class Program:
         if frame and int(frame[1]) in self.frames:
             return self.frames[int(frame[1])]
         return operation(instruction)
+
+
+def _branch_share(branch: Computation) -> float:
+    for instruction in branch.instructions.values():
+        match = _TAKEN.search(instruction.attributes)
+        if match:
+            return int(match[1]) / int(match[2])
+    return 1.0
 
 
 def operation(instruction: Instruction) -> str:

@@ -5,16 +5,20 @@ import os
 import re
 from collections.abc import Sequence
 
+import jax
+from jax.experimental import topologies
+
 from virtue_jax.aot.chips import CHIPS, Chip
 
-# Without the second, libtpu asks a metadata server; without the third, a second process on the machine is refused.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# Without the first, libtpu asks a metadata server; without the second, a second process on the machine is refused.
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
 
 
 def prepare_environment() -> None:
     """Sets what the compiler needs to run on a machine without a TPU; before jax looks for devices."""
     os.environ.update(ENVIRONMENT)
+    jax.config.update("jax_platforms", "cpu")
 
 
 def chip_of(topology: str) -> Chip:
@@ -39,8 +43,6 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence:
         ValueError: a topology that is not one, or that the compiler does not know.
         ModuleNotFoundError: libtpu is not installed.
     """
-    from jax.experimental import topologies
-
     chip = chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not installed: pip install 'virtue_jax[tpu]' (libtpu; no TPU is needed)")

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from virtue_jax.aot.calibration import load
 from virtue_jax.aot.print_report import print_report
+from virtue_jax.aot.report import Request, step_report
 from virtue_jax.aot.topology import prepare_environment
 from virtue_jax.cli.run_file import read_run_file
-from virtue_jax.config import VirtueConfig, from_dict
+from virtue_jax.config import from_dict
 from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.start import model_geometry
 
 DOES_NOT_FIT = 1
 USAGE = (
@@ -42,8 +44,6 @@ def run(argv: list[str]) -> None:
     if given is None or not options.topology:
         raise ValueError(f"usage: {USAGE}")
     prepare_environment()
-    from virtue_jax.aot.report import Request, step_report  # after the environment: it brings jax
-
     config = _with_mesh(from_dict(TrainConfig, given), options.mesh, options.slices)
     console = Console(soft_wrap=True, highlight=False)
     factors = load(options.calibration) if options.calibration else None
@@ -54,30 +54,6 @@ def run(argv: list[str]) -> None:
         Path(options.json).write_text(json.dumps(report, indent=1))
     if not report["fits"]:
         sys.exit(DOES_NOT_FIT)
-
-
-def model_geometry(config: TrainConfig) -> VirtueConfig:
-    """Geometry of the run's model: its directory's where that exists, else the published size's.
-
-    Raises:
-        ValueError: neither.
-    """
-    from virtue_jax.checkpoint import load_config
-    from virtue_jax.geometry import published_geometry
-
-    model = config.model
-    if model.scratch is not None:
-        return model.scratch
-    if Path(model.directory).exists():
-        found = load_config(Path(model.directory))
-    elif model.size:
-        found = published_geometry(model.size)
-    else:
-        raise ValueError(
-            f"{model.directory} does not exist, and model.size does not say which published size it will be: "
-            "--config.model.size=2b or 7b"
-        )
-    return dataclasses.replace(found, adapter=model.adapter or found.adapter)
 
 
 def _with_mesh(config: TrainConfig, mesh: str, slices: int) -> TrainConfig:
