@@ -47,6 +47,7 @@ start() {
 # Runs it to its end and keeps its status; what `start` leaves behind.
 supervise() {
     local status=0
+    cd "$tree" # where run files are named from
     PATH="$environment/bin:$PATH" bash "$tree/launch/train.sh" "$@" &
     echo $! > "$run/process"
     wait $! || status=$?

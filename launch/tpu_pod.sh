@@ -87,7 +87,7 @@ check() {
     runtime=${runtime_given:-$runtime}
     ((${#capacity[@]} < 2)) || refuse "${capacity[*]}: choose one"
     [[ -z $nfs || $nfs == *:/* ]] || refuse "--nfs $nfs: expected HOST:/EXPORT"
-    local_workdir "${arguments[@]}"
+    shared_workdir "${arguments[@]}"
     over_slices
 }
 

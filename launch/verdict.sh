@@ -58,9 +58,10 @@ given() {
     (($2 > 1)) || refuse "$1: no value"
 }
 
-# local_workdir ARGUMENT...: refuses arguments of `virtue train` without a workdir, or with one that is not a folder's path.
+# local_workdir ARGUMENT...: sets workdir from arguments of `virtue train`; refuses them without one that is a folder's path.
 local_workdir() {
-    local argument workdir='' previous=''
+    local argument previous=''
+    workdir=''
     for argument in "$@"; do
         [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
         [[ $previous == --workdir ]] && workdir=$argument
@@ -68,4 +69,10 @@ local_workdir() {
     done
     [[ -n $workdir ]] || refuse "no --workdir among the arguments of \`virtue train\`, which follow --"
     [[ $workdir != *://* ]] || refuse "--workdir $workdir: expected a folder on a file system that all processes mount"
+}
+
+# shared_workdir ARGUMENT...: the same, of hosts that have nothing but a mounted share in common.
+shared_workdir() {
+    local_workdir "$@"
+    [[ $workdir == /* ]] || refuse "--workdir $workdir: expected the whole path of a folder that all hosts mount"
 }

@@ -61,7 +61,7 @@ parse "$@"
 [[ -n $cluster ]] || refuse "no --cluster"
 [[ -n $image ]] || refuse "no --image: one made from launch/gke/Dockerfile"
 tpu_kind "$tpu"
-local_workdir "${arguments[@]}"
+shared_workdir "${arguments[@]}"
 over_slices
 # By itself XPK starts again after 42 and 127 to 255.
 carry_out xpk workload create "--workload=$name" "--cluster=$cluster" "--tpu-type=$(device)" "--num-slices=$slices" \

@@ -28,7 +28,7 @@ REALIZED = ("NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
 def main() -> int:
     name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     home = Path(os.environ["HOME"]).name
-    call = {"program": name, "arguments": arguments, "home": home}
+    call = {"program": name, "arguments": arguments, "home": home, "folder": os.getcwd()}
     if name == "kubectl":
         call["input"] = sys.stdin.read()
     call |= {key: os.environ.get(key, "") for key in ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_LOCAL_DEVICE_IDS")}

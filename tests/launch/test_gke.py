@@ -140,7 +140,7 @@ def test_xpk_is_given_the_same_run(cloud):
         ("gke/run.sh", ("--name", "a", "--gpus", "nvidia-l4", *IMAGE, *TRAIN), "expected KIND:GPUS"),
         ("gke/run.sh", (*TPU, "--chips-per-host", "3", *TRAIN), "does not divide the 256 chips"),
         ("gke/run.sh", (*TPU, "--", "--workdir", "gs://bucket/run"), "expected a folder on a file system"),
-        ("gke/run.sh", (*TPU, "--", "--workdir", "\x07"), "has a control character"),
+        ("gke/run.sh", (*TPU, "--", "--workdir", "/\x07"), "has a control character"),
         ("gke/run.sh", TPU, "no --workdir"),
         ("gke/xpk.sh", ("--name", "a", "--tpu", "v5e:4x4", "--image", "i", *TRAIN), "no --cluster"),
         ("gke/xpk.sh", ("--name", "a", "--cluster", "c", "--tpu", "v5e:4x4", *TRAIN), "no --image"),

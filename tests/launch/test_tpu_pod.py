@@ -72,6 +72,7 @@ def test_a_preempted_pod_is_asked_for_again_and_the_run_finishes(cloud):
     assert {call["home"] for call in started} == {f"life{i}-worker{j}" for i in (0, 1) for j in range(WORKERS)}
     assert all(call["arguments"] == ["train", "--distributed", *TRAIN[1:]] for call in started)
     assert all(call["LIBTPU_INIT_ARGS"].strip() == "--flag_of_v5e=true" for call in started)
+    assert all(call["folder"].endswith(f"{call['home']}/virtue_jax") for call in started)
     assert not list(cloud.folder.rglob("hacked"))
 
 
@@ -132,6 +133,7 @@ def test_what_was_kept_is_found_again_and_can_be_deleted(cloud):
     [
         (POD, "no --workdir among the arguments"),
         ((*POD, "--", "--workdir=gs://bucket/run"), "expected a folder on a file system"),
+        ((*POD, "--", "--workdir", "runs/a"), "expected the whole path of a folder"),
         ((*POD, "--tpu", "v5e:16", *TRAIN), "expected CHIP:SHAPE, as v5e:16x16"),
         ((*POD, "--tpu", "v5e:4x4x4", *TRAIN), "slices of v5e have 2 sides"),
         ((*POD, "--tpu", "v9:4x4", *TRAIN), "there are v4, v5e, v5p, v6e, tpu7x"),
