@@ -103,6 +103,17 @@ def test_what_is_kept_grows_with_the_rows(remat):
     assert four == pytest.approx(4 * one, rel=0.01)
 
 
+@pytest.mark.parametrize("backend", ["splash", "triton"])
+def test_kernels_keep_no_more_than_queries_keys_and_values_beside_what_xla_keeps(backend):
+    """Of rows so long that "xla" works through their queries in blocks, which keeps a scalar."""
+    kept = {}
+    for attention in ("xla", backend):
+        virtue, numerics = small(dropout=0.0), Numerics("bfloat16", "bfloat16", attention)
+        trained = frozenset(path for path in run_of(virtue, numerics).trainable if path.startswith("text."))
+        kept[attention] = kept_by_layers(virtue, numerics, trained, 8192, 1)[1]
+    assert kept["xla"] <= kept[backend] <= kept["xla"] + 4 * 8192 * 256 * 4
+
+
 def test_the_more_memory_there_is_the_less_is_computed_twice():
     run = run_of(small(), Numerics(remat="auto"))
     groups = {"images": RowGroup(SHAPE, 16), "text": RowGroup(RowShape(slots=384, examples=16), 4)}

@@ -183,9 +183,9 @@ def _sizes(kept: Iterable[jax.ShapeDtypeStruct], virtue: VirtueConfig, layers: i
     """(all of the model's layers, one layer) of what a model of `layers` layers keeps."""
     stacked = once = 0
     for x in kept:
-        whole = x.ndim <= 4 and x.shape[-1] == virtue.text.hidden_size
+        whole = x.ndim <= 4 and x.shape[-1:] == (virtue.text.hidden_size,)
         size = x.size * x.dtype.itemsize // (1 if whole else tensor)
-        if x.shape[0] == layers:
+        if x.shape[:1] == (layers,):
             stacked += size // layers
         else:
             once += size
