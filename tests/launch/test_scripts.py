@@ -12,6 +12,7 @@ from launch import local
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for end in ("*.sh", "*.sbatch") for path in LAUNCH.rglob(end))
 SOURCED = ("verdict.sh", "tpu_kinds.sh")
+# Which of these a user starts.
 COMMANDS = ("tpu_pod.sh", "slurm.sh", "gke/run.sh", "gke/xpk.sh")
 
 
@@ -77,6 +78,18 @@ def test_the_flags_of_the_environment_come_after_the_tables(cloud):
     cloud.run("train.sh", "v6e", "--workdir=x", HOME="worker0", LIBTPU_INIT_ARGS="--mine=1")
     (train,) = cloud.calls("virtue", "train")
     assert train["LIBTPU_INIT_ARGS"] == "--flag_of_v6e=true --mine=1"
+
+
+def test_what_a_process_would_run_is_shown(cloud):
+    shown = cloud.run("train.sh", "--dry-run", "gpu", "--workdir=a b", XLA_FLAGS="").stdout
+    assert shown == "env 'XLA_FLAGS=--flag_of_gpu=true ' virtue train --distributed '--workdir=a b'\n"
+    assert not cloud.calls("virtue", "train")
+
+
+def test_the_quickstart_is_shown(cloud):
+    shown = cloud.run("quickstart.sh", "--dry-run", "a folder").stdout.splitlines()
+    assert [line.split()[1] for line in shown] == ["scenes"] * 3 + ["train"] * 2 + ["eval"]
+    assert "a\\ folder/point" in shown[4] and not cloud.calls("virtue")
 
 
 def test_a_job_of_kubernetes_is_told_where_its_coordinator_is(cloud):
