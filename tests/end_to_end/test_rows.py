@@ -64,7 +64,7 @@ def test_the_command_prints_what_a_run_would_choose(config, resolved, capsys):
 
 def test_lengths_suit_the_attention_backend():
     assert length_steps("splash", 5120) == length_steps("splash", 16) == (512, 512)
-    assert length_steps("xla", 5120) == (128, 128)
+    assert length_steps("xla", 5120) == length_steps("triton", 5120) == (128, 128)
     assert length_steps("xla", 16) == (128, 4)
 
 

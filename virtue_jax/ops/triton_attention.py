@@ -14,8 +14,8 @@ and keys, computes head size 80 as 128, float32 as TF32, and visits every block.
 Products are in the inputs' dtype with float32 sums; those of float32 inputs are float32 throughout, never TF32.
 
 Block sizes: Triton's compiler for sm_80 and sm_90 (no GPU) turned every kernel of these tables into machine code for
-the published heads (56, 80, 128, and 256), of at most 131,584 bytes of shared memory, where an A100 gives a block
-166,912 and an H100 232,448; in 16 bits, on sm_80, registers spill at most 128 bytes. Their speed has not been measured.
+the published heads (56, 80, 128) and 256, of at most 131,584 bytes of shared memory, where an A100 gives a block
+166,912 and an H100 232,448; in 16 bits registers spill at most 132 bytes. Their speed has not been measured.
 
 Letters: as in `ops/attention.py`; G = H / K query heads per key head.
 """
