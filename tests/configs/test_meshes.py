@@ -13,7 +13,8 @@ PROGRAM = """
 import json, math, sys
 import jax
 sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/configs"]
-from test_configs import RUNS, geometry, published
+from test_configs import RUNS, published
+from virtue_jax.geometry import published_geometry
 from virtue_jax.parallel.mesh import make_mesh
 from virtue_jax.train import setup as setup_module
 
@@ -22,7 +23,7 @@ found = {{}}
 for size, stage, variant in RUNS:
     config = published(size, stage, variant)
     mesh = make_mesh(config.mesh, jax.devices()[: 256 if variant else 64])
-    run = setup_module.setup(config, geometry(size), mesh)
+    run = setup_module.setup(config, published_geometry(size), mesh)
     assert run.model.text.numerics.attention == "splash"
     rows = [batch.tokens.sharding.shard_shape(batch.tokens.shape)[0] for batch in run.groups]
     shards = [(x.dtype.itemsize, x.sharding.shard_shape(x.shape)) for x in run.frozen.values()]

@@ -11,7 +11,8 @@ from flax import nnx
 
 from virtue_jax.config import Numerics, TextConfig, VisionConfig
 from virtue_jax.models.qwen2_text import QwenText
-from virtue_jax.models.qwen2_vision import QwenVision
+from virtue_jax.models.qwen2_vision import QwenVision, VisionAttention
+from virtue_jax.ops.rotary import patch_angles
 
 VISION = VisionConfig(depth=2, embed_dim=32, num_heads=2, hidden_size=24)
 TEXT = TextConfig(
@@ -180,3 +181,12 @@ def test_arrays_that_do_not_fit_are_refused():
         text(jnp.zeros((1, 8, 32)), jnp.zeros((3, 1, 8), int), jnp.ones((1, 8), int))
     with pytest.raises(ValueError, match="num_key_value_heads 3"):
         QwenText(TextConfig(**{**vars(TEXT), "num_key_value_heads": 3}), numerics=Numerics(), rngs=nnx.Rngs(0))
+
+
+def test_the_kernel_s_layout_of_heads_is_another_order_of_the_same_numbers():
+    attention = VisionAttention(VisionConfig(1, 32, 2, 16), numerics=Numerics(), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 12, 32)), jnp.float32)
+    angles = patch_angles(jnp.asarray(rng.integers(0, 9, (2, 12, 2))), 16)
+    for plain, last in zip(attention._heads_last(x, angles), attention._length_last(x, angles), strict=True):
+        np.testing.assert_allclose(last, plain, rtol=1e-5, atol=1e-6)

@@ -20,8 +20,8 @@ AT_ONCE = 2  # compilers of two stages side by side; each takes up to 5 GB of th
 class CompiledStage:
     """One stage for one chip. program: None where it does not fit, and `failure` is what the compiler said.
 
-    Bytes on one chip, padding included: arguments, outputs, temporaries, and `peak`, of all of them at the worst moment
-    less what outputs share with arguments.
+    Bytes on one chip, padding included: arguments, outputs, temporaries, and `peak`, all of them less what outputs
+    share with arguments: temporaries are taken as one block when a program starts, whenever it needs them.
     """
 
     program: Program | None
@@ -64,7 +64,7 @@ def _compile(traced: jax.stages.Traced, options: Mapping) -> CompiledStage:
     try:
         program = traced.lower().compile(compiler_options=dict(options))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "Scoped" in str(error):  # a kernel's scratch is no matter of HBM
             raise
         return CompiledStage(None, str(error).splitlines()[0], 0, 0, 0, 0, time.perf_counter() - begin)
     memory = program.memory_analysis()
@@ -74,10 +74,10 @@ def _compile(traced: jax.stages.Traced, options: Mapping) -> CompiledStage:
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        peak=max(
-            memory.peak_memory_in_bytes,
-            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        ),
+        peak=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
         seconds=time.perf_counter() - begin,
     )
 

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
+
 from virtue_jax.aot.hlo import Computation, Instruction, Program, operation
 from virtue_jax.ops.attention import CAUSAL_SCOPE
 
@@ -53,7 +55,9 @@ def _kernel(instruction: Instruction, computation: Computation, times: float) ->
     heads = [a.dims for a in arrays if a.dtype in ("bf16", "f16", "f32")]
     if name is None or len(heads) < 3:
         raise ValueError(f"HLO: kernel {instruction.name} ({operation(instruction)}) is not splash attention")
-    (*batch, count, queries, size), keys = heads[0], heads[1][-2]
+    (*batch, count, queries, size), (*_, keys, _) = (
+        _heads_last(instruction, dims, side) for dims, side in zip(heads, "qk", strict=False)
+    )
     products = _PRODUCTS[name[1]]
     if name[1] == "dkv" and re.search(r'use_fused_bwd_kernel\\*": true', instruction.attributes):
         products = _FUSED_BACKWARD
@@ -63,6 +67,13 @@ def _kernel(instruction: Instruction, computation: Computation, times: float) ->
     each = 2.0 * products * math.prod(batch) * count * queries * keys * padded * share
     shape = (math.prod(batch), count, queries, keys, size)
     return Kernel(f"splash_{name[1]}", times, times * each, shape, causal, operation(instruction))
+
+
+def _heads_last(instruction: Instruction, dims: tuple[int, ...], side: str) -> tuple[int, ...]:
+    """Dimensions of queries or keys as (..., length, head size), whichever of the two comes last in memory."""
+    layout = re.search(rf'{side}_layout\\*": (\d)', instruction.attributes)
+    swapped = layout is not None and int(layout[1]) == QKVLayout.SEQ_MINOR
+    return (*dims[:-2], dims[-1], dims[-2]) if swapped else dims
 
 
 def _causal_share(instruction: Instruction, kind: str, queries: int, keys: int) -> float:

@@ -10,8 +10,14 @@ from jax.experimental import topologies
 
 from virtue_jax.aot.chips import CHIPS, Chip
 
-# Without the first, libtpu asks a metadata server; without the second, a second process on the machine is refused.
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# Without the first, libtpu asks a metadata server; without the second, a second process on the machine is refused; the
+# others it would ask for in warnings, and does not use.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
 
 

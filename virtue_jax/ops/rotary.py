@@ -59,6 +59,14 @@ def rotate(x_RLHD, angles):
     return turned.astype(x_RLHD.dtype)
 
 
+def rotate_columns(x_RHDL, angles):
+    """`rotate` of arrays whose length comes last, which leaves that as it is."""
+    first, second = jnp.split(x_RHDL.astype(jnp.float32), 2, axis=-2)
+    cos, sin = (f(angles).swapaxes(1, 2)[:, None] for f in (jnp.cos, jnp.sin))
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-2)
+    return turned.astype(x_RHDL.dtype)
+
+
 def _frequencies(dim: int, theta: float) -> np.ndarray:
     """theta^(-2i/dim) for i in 0 .. dim/2 - 1, rounded as float32 arithmetic rounds them in PyTorch."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)

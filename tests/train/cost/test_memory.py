@@ -82,7 +82,7 @@ def test_the_towers_stage_takes_what_was_estimated():
     parts = memory._towers_stage(Run(virtue, numerics, run.state.trainable, run.frozen, {}), rows.values())
     found = compiled.temp_size_in_bytes + compiled.output_size_in_bytes
     # Small beside the other stage: an estimate on the safe side will do.
-    assert 0.5 * sum(parts.values()) < found < 1.1 * sum(parts.values())
+    assert 0.3 * sum(parts.values()) < found < 1.1 * sum(parts.values())
 
 
 def test_what_a_2b_keeps_of_1024_slots(two_b):

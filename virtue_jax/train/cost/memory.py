@@ -30,7 +30,7 @@ from virtue_jax.train.cost.activations import (
 from virtue_jax.train.cost.flops import executed_flops
 from virtue_jax.train.towers import MOST_IMAGES, MOST_PATCHES
 
-MARGIN = 0.1  # of a device's memory, left free for what is not estimated: fragmentation, kernels' scratch, collectives
+MARGIN = 0.07  # of a device's memory, left free; the compiler took what was estimated (BENCHMARKS.md, "TPU memory")
 CHEAPEST_FIRST = ("none", "dots", "outputs", "layer")
 
 
