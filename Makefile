@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-quick scaling scaling-page lint clean
+.PHONY: quickstart test test-quick aot scaling scaling-page lint clean
 
 quickstart: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
@@ -13,6 +13,10 @@ test: .venv/ready-test
 
 test-quick: .venv/ready-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+# Every published run, compiled for the pods it is meant for: half an hour on two cores.
+aot: .venv/ready-test
+	$(BIN)/python -m pytest -v -m aot tests/aot
 
 # Compiles for chips that are not there whatever has changed (hours on two cores), and writes the page.
 scaling: .venv/ready-tpu
