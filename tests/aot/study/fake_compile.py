@@ -40,6 +40,7 @@ def main() -> int:
         slices=int(given.get("slices", 1)),
         mesh=mesh,
         overrides=overrides,
+        effort=given.get("effort", "full"),
     )
     text = json.dumps(report)
     Path(given["json"]).write_text(text[: len(text) // 2] if "half" in fake else text)

@@ -10,9 +10,17 @@ SIZES = {"2b": (2.0, 5.0), "7b": (7.0, 16.0)}
 
 
 def fake_report(
-    config: str, topology: str, batch: int, *, slices: int = 1, mesh: dict | None = None, overrides: dict | None = None
+    config: str,
+    topology: str,
+    batch: int,
+    *,
+    slices: int = 1,
+    mesh: dict | None = None,
+    overrides: dict | None = None,
+    effort: str = "full",
 ) -> dict:
     """Costs in proportion to pairs a chip; a network that costs more the more chips there are."""
+    asked = {"slices": slices, "batch": batch, "overrides": overrides, "effort": effort}
     chip, shape = topology.split(":")
     chips = slices * math.prod(int(side) for side in shape.split("x"))
     mesh = {"data": -1, "fsdp": 1, "tensor": 1} | (mesh or {})
@@ -23,7 +31,7 @@ def fake_report(
     memory = fake_memory(weights / mesh["fsdp"] / mesh["tensor"], batch / chips, remat, CHIPS[chip][1])
     report = {
         "format": 1,
-        "inputs": {"config": config, "topology": topology, "slices": slices, "batch": batch, "overrides": overrides},
+        "inputs": {"config": config, "topology": topology} | asked,
         "versions": {"jax": "0.0.fake", "libtpu": "0.0.fake"},
         "chip": chip,
         "chips": chips,
@@ -42,6 +50,8 @@ def fake_report(
     if report["fits"]:
         matrix = useful / chips / CHIPS[chip][0] * (1.33 if remat == "layer" else 1.0)
         report |= fake_pace(report, matrix, billions)
+        if effort == "low":
+            report["prediction"]["cycles"] = None
     return report
 
 

@@ -43,6 +43,7 @@ def test_what_a_program_imports_is_found_however_deep(root):
         {"batch": 32},
         {"topology": "v5e:8x8"},
         {"slices": 2},
+        {"effort": "low"},
         {"mesh": (("data", -1), ("fsdp", 4), ("tensor", 1))},
     ],
 )

@@ -25,6 +25,7 @@ def made(study: Study, failing: int | None = None) -> dict:
     entries = {}
     for i, point in enumerate(study.points):
         asked = {"mesh": dict(point.mesh), "overrides": dict(point.overrides), "slices": point.slices}
+        asked |= {"effort": point.effort}
         report = fake_report(point.config, point.topology, point.batch, **asked)
         failed = i == failing
         error = "exit status 2: no such thing, at all" if failed else ""

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from virtue_jax.aot.study.study_file import presets, read_study
+from virtue_jax.aot.study.study_file import presets, read_study, series_of
 
 GRID = {
     "question": "Which?",
@@ -64,6 +64,16 @@ def test_row_groups_and_lists_become_values_of_the_run_file(tmp_path):
     ]
 
 
+def test_effort_is_asked_where_it_is_low_and_tells_points_apart(tmp_path):
+    base = {"model": "2b", "topology": "v5e:4x4", "batch": 16}
+    values = {"question": "?", "kind": "grid", "base": base, "points": [{}, {"effort": "low"}]}
+    full, low = read_study(written(tmp_path, values)).points
+    assert "--effort" not in full.arguments() and low.arguments()[-2:] == ["--effort", "low"]
+    assert (full.effort, low.effort, low.name) == ("full", "low", "low effort") and full.name != low.name
+    assert full.identity() != low.identity() and full.file_name() != low.file_name()
+    assert series_of(full) != series_of(low)
+
+
 def test_json_is_read_too(tmp_path):
     path = tmp_path / "study.json"
     path.write_text(json.dumps(GRID))
@@ -96,6 +106,8 @@ POINT = {"model": "2b", "topology": "v5e:4x4", "batch": 16}
         (GRID | {"points": [POINT | {"mesh": {"fsdp": 0}}]}, ["points[0].mesh.fsdp: expected a whole number"]),
         (GRID | {"points": [POINT | {"mesh": {"model": 2}}]}, ["points[0].mesh: expected sizes of data, fsdp, tensor"]),
         (GRID | {"points": [POINT | {"remat": "some"}]}, ["points[0].remat: expected one of none, layer"]),
+        (GRID | {"points": [POINT | {"effort": "lo"}]}, ["points[0].effort: expected full or low, got 'lo'"]),
+        (GRID | {"base": GRID["base"] | {"effort": True}}, [".effort: expected full or low, got True"]),
         (GRID | {"points": [POINT | {"wide": 1}]}, ["points[0].wide: expected one of model, config"]),
         (GRID | {"points": [POINT | {"set": {"config.seed": 1}}]}, ["points[0].set: expected paths within"]),
         (GRID | {"points": [POINT | {"set": {"seed": None}}]}, ["points[0].set.seed: expected a text, a number"]),
@@ -131,7 +143,10 @@ def test_presets_ask_few_compilations_and_every_question():
     studies = [read_study(name) for name in presets()]
     assert {"weak", "strong", "grid"} == {study.kind for study in studies}
     points = {point.identity(): point for study in studies for point in study.points}
-    assert 25 <= len(points) <= 36
+    assert [name for name in presets()][:2] == ["published", "weak"]
+    full = {point.identity() for point in points.values() if point.effort == "full"}
+    assert len(full) == 3 and len(points) - len(full) <= 20
+    assert full == {point.identity() for point in studies[0].points}
     asked = {(point.model[:2], point.topology) for point in points.values()}
     assert {("2b", f"v5e:{side}x{side}") for side in (4, 8, 16)} <= asked
     assert {
@@ -139,5 +154,6 @@ def test_presets_ask_few_compilations_and_every_question():
         ("2b", "v5p:8x8x8"),
         ("2b", "v6e:16x16"),
         ("7b", "v5p:4x4x4"),
+        ("7b", "v6e:8x8"),
         ("7b", "v6e:16x16"),
     } <= asked

@@ -4,31 +4,40 @@ import math
 from collections.abc import Mapping, Sequence
 
 from virtue_jax.aot.study.entry import Entry
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.point import FULL, LOW, Point
 from virtue_jax.aot.study.results import BOUNDS, DOES_NOT_FIT, FITS, Row, band, known_terms
 from virtue_jax.aot.study.study_file import Study, series_of
 from virtue_jax.aot.study.table import failures, short, spread
 
 Pair = tuple[Point, Row]
+LOW_EFFORT = (
+    "{count} of {of} points are of low effort: they have no cycles, and their roofline is pessimistic, so that their "
+    "MFU is a lower bound of the full effort's."
+)
 NAMES = {"roofline": "the roofline", "cycles": "the compiler's cycles"}
 NAMED_TERMS = {"communication": "the network between chips", "dcn": "the network between slices"}
 
 
 def answers(study: Study, rows: Sequence[Row], entries: Mapping[Point, Entry]) -> list[str]:
-    """One line per series or pod, then one per point without a report."""
+    """One line per series or pod, one on what low effort means, then one per point without a report."""
     pairs = list(zip(study.points, rows, strict=True))
     if study.kind == "grid":
         told = _fitting_batches(pairs) if study.x == "batch" else _best(pairs)
     else:
         told = _scaling(study, pairs, entries)
-    return told + [f"**{line}**" for line in failures(rows)]
+    low = [row for row in rows if row["effort"] == LOW and row["status"] in (FITS, DOES_NOT_FIT)]
+    return (
+        told
+        + ([LOW_EFFORT.format(count=len(low), of=len(rows))] if low else [])
+        + [f"**{line}**" for line in failures(rows)]
+    )
 
 
 def _scaling(study: Study, pairs: Sequence[Pair], entries: Mapping[Point, Entry]) -> list[str]:
     told = []
     for group in _groups(pairs, series_of):
         fitting = sorted((pair for pair in group if pair[1]["status"] == FITS), key=lambda pair: pair[0].chips)
-        name = f"{group[0][0].model} on {group[0][0].chip}"
+        name = f"{group[0][0].model} on {group[0][0].chip}{_effort(group[0][0])}"
         if len({point.chips for point, _ in fitting}) < 2:
             told.append(f"{name}: {_count(fitting)} pod fits, so there is nothing to compare.")
             continue
@@ -42,7 +51,7 @@ def _scaling(study: Study, pairs: Sequence[Pair], entries: Mapping[Point, Entry]
             pace = f"a batch of {last.batch:,} is done {spread(tuple(ratio * t for t in times))} times sooner"
             each = f"a doubling of the chips speeds a step up {spread(tuple(2 * d for d in doubling))} times"
         told.append(
-            f"{name}, {first.chips} to {last.chips} chips ({ratio:g} times): {pace}; {each}. "
+            f"{name}, {first.chips} to {last.chips} chips ({ratio:g} times): {pace}; {each}{_alone(row)}. "
             + _limit(*(known_terms(entries[each].report) for each in (first, last)), _scale(study, ratio))
         )
     return told
@@ -69,14 +78,21 @@ def _limit(first: Mapping[str, float], last: Mapping[str, float], scale: float) 
 def _best(pairs: Sequence[Pair]) -> list[str]:
     """Of every model and pod, what is fastest among its points."""
     told = []
-    for group in _groups(pairs, lambda point: (point.config, point.pod, point.batch)):
+    for group in _groups(pairs, lambda point: (point.config, point.pod, point.batch, point.effort)):
         point = group[0][0]
-        where = f"{point.model} on {point.pod}, batch {point.batch:,}"
+        where = f"{point.model} on {point.pod}, batch {point.batch:,}{_effort(point)}"
         fitting = [pair for pair in group if pair[1]["status"] == FITS]
         misfits = [_choice(each) for each, row in group if row["status"] == DOES_NOT_FIT]
         without = f" {', '.join(misfits)} {'does' if len(misfits) == 1 else 'do'} not fit." if misfits else ""
         if not fitting:
             told.append(f"{where}: nothing fits.{without if misfits else ''}")
+            continue
+        if len(group) == 1:
+            row = fitting[0][1]
+            used = (
+                "" if row["hbm_peak_gib"] is None else f" ({row['hbm_peak_gib']:.1f} of {row['hbm_size_gib']:.1f} GiB)"
+            )
+            told.append(f"{where}: **{_choice(point)}** fits{used}: {_figures(row)}.")
             continue
         if len(fitting) == 1:
             told.append(f"{where}: **{_choice(fitting[0][0])}** is all that fits.{without}")
@@ -88,13 +104,15 @@ def _best(pairs: Sequence[Pair]) -> list[str]:
 def _ranked(fitting: Sequence[Pair]) -> str:
     """The fastest by each bound, and by how much."""
     said = {}
-    for bound in BOUNDS:
+    known = [bound for bound in BOUNDS if fitting[0][1][f"pairs_per_second_{bound}"] is not None]
+    for bound in known:
         pace = f"pairs_per_second_{bound}"
         (best, first), (second, next_row), *_ = sorted(fitting, key=lambda pair: -pair[1][pace])
         said[bound] = (_choice(best), _choice(second), 100 * (first[pace] / next_row[pace] - 1))
-    (best, second, by), (other, other_second, other_by) = said["cycles"], said["roofline"]
-    row = next(row for point, row in fitting if _choice(point) == best)
-    figures = f"{spread(band(row, 'pairs_per_second'))} pairs/s, MFU {spread(band(row, 'mfu'))}"
+    (best, second, by), (other, other_second, other_by) = said[known[-1]], said["roofline"]
+    figures = _figures(next(row for point, row in fitting if _choice(point) == best))
+    if known == ["roofline"]:
+        return f"**{best}** is fastest ({figures}): {by:.1f} % ahead of {second}."
     if best == other:
         return (
             f"**{best}** is fastest ({figures}): {by:.1f} % ahead of {second} by {NAMES['cycles']}, "
@@ -106,11 +124,23 @@ def _ranked(fitting: Sequence[Pair]) -> str:
     )
 
 
+def _figures(row: Row) -> str:
+    return f"{spread(band(row, 'pairs_per_second'))} pairs/s, MFU {spread(band(row, 'mfu'))}{_alone(row)}"
+
+
+def _alone(row: Row) -> str:
+    return ", by the roofline only" if row["seconds_cycles"] is None else ""
+
+
+def _effort(point: Point) -> str:
+    return "" if point.effort == FULL else f", {point.effort} effort"
+
+
 def _fitting_batches(pairs: Sequence[Pair]) -> list[str]:
     told = []
     for group in _groups(pairs, lambda point: (*series_of(point), point.pod)):
         point = group[0][0]
-        where = f"{point.model} on {point.pod} ({_choice(point)})"
+        where = f"{point.model} on {point.pod} ({_choice(point)}{_effort(point)})"
         known = sorted((pair for pair in group if pair[1]["hbm_size_gib"] is not None), key=lambda p: p[0].batch)
         fitting = [pair for pair in known if pair[1]["status"] == FITS]
         misfits = [each.batch for each, row in known if row["status"] == DOES_NOT_FIT]

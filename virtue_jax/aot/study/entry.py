@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.point import FULL, LOW, Point
 from virtue_jax.new_directory import replace_text
 
 FORMAT = 1
@@ -51,9 +51,16 @@ def misreport(report: object) -> str:
     if report["format"] != 1:
         return f"its format is {report['format']!r}, not 1"
     prediction = report["prediction"] or {}
-    if report["fits"] and not (report["terms"] and prediction.get("roofline") and prediction.get("cycles")):
-        return "it fits and has no prediction by the roofline, or none by the compiler's cycles"
+    if report["fits"] and not (report["terms"] and prediction.get("roofline")):
+        return "it fits and has no prediction by the roofline"
+    if report["fits"] and not prediction.get("cycles") and effort_of(report) != LOW:
+        return "it fits, is of full effort, and has no prediction by the compiler's cycles"
     return ""
+
+
+def effort_of(report: dict) -> str:
+    """The compiler's: of low effort there are no cycles."""
+    return (report.get("inputs") or {}).get("effort", FULL)
 
 
 def kept(folder: Path, points: Iterable[Point]) -> dict[Point, Entry]:

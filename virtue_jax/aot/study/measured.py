@@ -6,7 +6,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtue_jax.aot.study.entry import misreport
+from virtue_jax.aot.study.entry import effort_of, misreport
+from virtue_jax.aot.study.point import FULL
 
 METRICS, CONFIG = "metrics.jsonl", "config.json"
 STEP, WAIT = "seconds_per_step", "data_wait_seconds"
@@ -56,6 +57,8 @@ def _report(path: Path) -> dict:
         raise ValueError(f"{path}: expected what `virtue compile --json` writes, but {wrong}")
     if not values["fits"]:
         raise ValueError(f"{path}: it says that the step does not fit: nothing can have been measured of it")
+    if effort_of(values) != FULL:
+        raise ValueError(f"{path}: expected a report of full effort, as runs are compiled, got {effort_of(values)}")
     return values
 
 

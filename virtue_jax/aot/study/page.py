@@ -9,7 +9,7 @@ from virtue_jax.aot.study.answers import answers
 from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.page_text import CAPTIONS, HEAD, SHOWN
 from virtue_jax.aot.study.plots import plots, save_plots
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.point import LOW, Point
 from virtue_jax.aot.study.results import Row
 from virtue_jax.aot.study.sent import sent_tables
 from virtue_jax.aot.study.study_file import Study
@@ -83,7 +83,8 @@ def _made(results: Sequence[Result]) -> str:
     fitting = sum(bool(report["fits"]) for report in reports)
     minutes = sum(entry.seconds for entry in entries.values()) / 60
     by = f"{'; '.join(sorted(set(made_by))) or 'none done'}; {minutes:.0f} minutes of wall time in all"
-    told = f"{len(asked)} compilations ({by})"
+    low = len({point.identity() for each in results for point in each.study.points if point.effort == LOW})
+    told = f"{len(asked)} compilations ({f'{low} of low effort; ' if low else ''}{by})"
     lacking = len(asked) - len(reports)
     return f"{told}: {fitting} fit their chips, {len(reports) - fitting} do not" + (
         f", and **{lacking} have no report**" if lacking else ""

@@ -32,16 +32,19 @@ How to read it:
   attention at the chip's peak, memory traffic where that is slower, and of the networks what is not overlapped. The
   **cycles** are the compiler's own estimates of its operations, times the trips of their loops; for attention kernels,
   of which it estimates nothing, an assumed share of the peak. What is assumed: `virtue_jax/aot/roofline.py`.
+* *Effort* is the compiler's. Low takes a third of the time and gives the same memory, arithmetic and collectives.
+  Points of low effort have no cycles, and their roofline is pessimistic: less is fused, so memory takes longer, and
+  their MFU is a lower bound of the full effort's. They are compared with each other, never with points of full effort.
 * *MFU* counts useful work only: frozen towers once, the language model's linear layers twice (forward, and backward to
   their inputs), attention three times; real tokens and patches; nothing that is computed again.
 * *HBM* is the largest peak of a step's compiled stages, against what the compiler says the chip has.
 * *Network* is the share of the roofline's seconds that is not overlapped with arithmetic.
-* *Efficiency* is pairs a second and chip, over those of the smallest pod of the same model and chip that fits: weak
-  scaling where every chip keeps its pairs, strong scaling where the batch stays.
+* *Efficiency* is pairs a second and chip, over those of the smallest pod of the same model, chip and effort that fits:
+  weak scaling where every chip keeps its pairs, strong scaling where the batch stays.
 * *Mesh* is data x fsdp x tensor. *Batch* is pairs a step over all chips; a query stands against that many targets.
   `large` is the run files' variant for large batches; its row groups scale with the batch.
 * *Calibrated* figures, where there are any, multiply the roofline's terms by factors fitted to measured steps
-  (`virtue scale --calibrate`), for the kinds of chip that were measured."""
+  (`virtue scale --calibrate`), for points of full effort on the kinds of chip that were measured."""
 SENT = """## What is sent in a step?
 
 The collectives of the compiled program with their loops' trips, as bytes that one chip moves in a step; the largest pod

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from virtue_jax.aot.study.plot_lines import canvas
-from virtue_jax.aot.study.table import spread
+from virtue_jax.aot.study.table import short, spread
 
 GIB = 2**30
 _HEIGHT, _ROOM = 0.34, 1.5  # inches of a bar, and of everything else
@@ -12,27 +12,34 @@ Bar = tuple[str, str, str]  # label, group (one colour), what to say where there
 
 def band_bars(
     bars: Sequence[Bar],
-    bands: Sequence[tuple[float, float] | None],
+    bands: Sequence[tuple[float, ...]],
     marks: Sequence[float | None],
     heads: tuple[str, str],
     unit: str,
 ):
-    """From the lower to the upper bound; marks: calibrated figures."""
+    """From the lower to the upper bound; of a single bound, the roofline's, a circle; marks: calibrated figures."""
     figure, axes = _axes(bars, heads)
     top = max([high for each in bands if each for high in each] + [mark for mark in marks if mark])
     for i, ((_, _, said), band, mark) in enumerate(zip(bars, bands, marks, strict=True)):
-        if band is None:
+        if not band:
             _say(axes, i, said)
             continue
-        low, high = band
+        low, high = band[0], band[-1]
+        if len(band) == 1:
+            axes.plot(low, i, "o", color=_colour(bars, i), markersize=8)
+            axes.annotate(short(low), (low, i), (8, 0), **_BESIDE)
+            continue
         width = max(high - low, 0.004 * top)  # bounds that are alike still show
         axes.barh(i, width, left=low, color=_colour(bars, i), height=0.55)
         axes.annotate(spread(band), (low + width, i), (5, 0), **_BESIDE)
         if mark is not None:
             axes.plot(mark, i, "D", color="black", markersize=5)
     axes.set_xlim(0, 1.25 * top)
-    ends = "cycles .. roofline" + (", diamond: calibrated" if any(mark for mark in marks) else "")
-    axes.set_xlabel(f"{unit}: bar from bound to bound ({ends})")
+    lengths = {len(band) for band in bands}
+    told = ["bar: cycles .. roofline"] if 2 in lengths else []
+    told += ["circle: roofline only (low effort)"] if 1 in lengths else []
+    told += ["diamond: calibrated"] if any(mark for mark in marks) else []
+    axes.set_xlabel(f"{unit} ({', '.join(told)})")
     return figure
 
 
@@ -53,11 +60,11 @@ def share_bars(bars: Sequence[Bar], shares: Sequence[float | None], heads: tuple
 def stacked_bars(
     bars: Sequence[Bar],
     stacks: Sequence[Mapping[str, float] | None],
-    strokes: Sequence[tuple[float, str] | None],
+    strokes: Sequence[tuple[float | None, str] | None],
     heads: tuple[str, str],
     unit: str,
 ):
-    """Parts by kind, one after the other; strokes: a place to mark, and what to say to the right of it all."""
+    """Parts by kind, one after the other; strokes: a place to mark, if any, and what to say to the right of it all."""
     figure, axes = _axes(bars, heads)
     kinds = list(dict.fromkeys(kind for stack in stacks if stack for kind in stack))
     colours = {kind: f"C{n}" for n, kind in enumerate(kinds)} | {REST: "0.75"}
@@ -71,9 +78,11 @@ def stacked_bars(
             axes.barh(i, size, left=left, color=colours[kind], height=0.55)
             left += size
         at, text = stroke
-        axes.plot([at, at], [i - 0.42, i + 0.42], color="black", linewidth=2)
-        axes.annotate(text + (f", {said}" if said else ""), (max(left, at), i), (5, 0), **_BESIDE)
-        top = max(top, left, at)
+        if at is not None:
+            axes.plot([at, at], [i - 0.42, i + 0.42], color="black", linewidth=2)
+        end = left if at is None else max(left, at)
+        axes.annotate(text + (f", {said}" if said else ""), (end, i), (5, 0), **_BESIDE)
+        top = max(top, end)
     axes.set_xlim(0, 1.3 * top)
     axes.set_xlabel(unit)
     from matplotlib.patches import Patch

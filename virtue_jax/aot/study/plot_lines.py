@@ -8,6 +8,14 @@ from virtue_jax.aot.study.results import FITS
 AXES = {"chips": "chips", "batch": "global batch (pairs a step: a query's negatives)"}
 
 
+# (whether all points have cycles, whether any has) -> what circles are
+_CIRCLES = {
+    (True, True): "full circles: roofline; empty ones: the compiler's cycles",
+    (False, True): "full circles: roofline; empty ones: the compiler's cycles (none at low effort)",
+    (False, False): "circles: roofline only (low effort)",
+}
+
+
 @dataclass(frozen=True)
 class Line:
     """points: (x, values, the point's status), by x. colour: of matplotlib's cycle, one in all plots of a study."""
@@ -38,18 +46,29 @@ def canvas(width: float, height: float, heads: tuple[str, str]):
 def band_lines(
     lines: Sequence[Line], heads: tuple[str, str], *, x: str, y: str, log: bool = False, ideal: float | None = None
 ):
-    """Each line's values are (roofline, cycles): a line through each, and a stroke between them at every x."""
+    """Each line's values are (roofline, cycles): a line through each, and a stroke between them at every x; or, at low
+    effort, (roofline, None)."""
     figure, axes = canvas(7.6, 4.6, heads)
     for n, line in enumerate(lines):
         xs, colour = _aside(line, n, len(lines)), f"C{line.colour}"
-        ends = [[each[i] for _, each, _ in line.points] for i in (0, 1)]
-        axes.vlines(xs, *ends, color=colour, alpha=0.35, linewidth=4)
-        axes.plot(xs, ends[1], "--o", color=colour, markersize=7, linewidth=1, markerfacecolor="white")
-        axes.plot(xs, ends[0], "-o", color=colour, markersize=4, linewidth=1.4, label=line.label)
+        both = [(at, *each) for at, (_, each, _) in zip(xs, line.points, strict=True) if each[1] is not None]
+        if both:
+            at, roofline, cycles = zip(*both, strict=True)
+            axes.vlines(at, roofline, cycles, color=colour, alpha=0.35, linewidth=4)
+            axes.plot(at, cycles, "--o", color=colour, markersize=7, linewidth=1, markerfacecolor="white")
+        axes.plot(
+            xs,
+            [each[0] for _, each, _ in line.points],
+            "-o",
+            color=colour,
+            markersize=4,
+            linewidth=1.4,
+            label=line.label,
+        )
     if ideal is not None:
         axes.axhline(ideal, color="black", linestyle=":", linewidth=1, label="ideal")
     _x_axis(axes, lines, x)
-    values = [value for line in lines for _, each, _ in line.points for value in each]
+    values = [value for line in lines for _, each, _ in line.points for value in each if value is not None]
     if log:
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
@@ -59,7 +78,8 @@ def band_lines(
         axes.set_ylim(0, 1.12 * max(values))
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
-    _legend(figure, axes, "full circles: roofline; empty ones: the compiler's cycles")
+    known = {each[1] is not None for line in lines for _, each, _ in line.points}
+    _legend(figure, axes, _CIRCLES[min(known), max(known)])
     return figure
 
 

@@ -31,7 +31,7 @@ class Drawn:
         return [entry.report if (entry := self.entries.get(point)) else None for point in self.study.points]
 
     def lines(self, keys: Sequence[str]) -> list[Line]:
-        """Of each series the values of `keys` over the study's x; points without them are left out."""
+        """Of each series the values of `keys` over the study's x; points without the first of them are left out."""
         found: dict[tuple, list] = {}
         labels: dict[tuple, str] = {}
         for point, row in self.pairs():
@@ -39,7 +39,7 @@ class Drawn:
             series = (*series_of(point), *([] if self.study.x == "chips" else [point.pod]))
             labels.setdefault(series, self._label(point))
             values = tuple(row[key] for key in keys)
-            if None not in values:
+            if values[0] is not None:
                 found.setdefault(series, []).append((row[self.study.x], values, row["status"]))
         ordered = [series for series in labels if series in found]
         return [Line(labels[s], [*sorted(found[s])], list(labels).index(s)) for s in ordered]
@@ -51,6 +51,8 @@ class Drawn:
             named.append(point.split)
         if len({other.overrides for other in self.study.points}) > 1:
             named += [f"{path.split('.')[-1]}={value}" for path, value in point.overrides]
+        if len({other.effort for other in self.study.points}) > 1:
+            named.append(f"{point.effort} effort")
         return " ".join(named)
 
 
@@ -81,7 +83,7 @@ def _banded(figure: str, title: str, unit: str, **more) -> Callable[[Drawn], Any
         if drawn.study.x:
             return band_lines(drawn.lines(keys), heads, x=drawn.study.x, y=unit, **more)
         marks = [row[f"{figure}_calibrated"] for row in drawn.rows]
-        bands = [tuple(sorted(row[key] for key in keys)) if row[keys[0]] is not None else None for row in drawn.rows]
+        bands = [tuple(sorted(value for key in keys if (value := row[key]) is not None)) for row in drawn.rows]
         return band_bars(_bars(drawn), bands, marks, heads, unit)
 
     return draw
@@ -109,12 +111,21 @@ def _time(drawn: Drawn):
     reports = [report if report and report["fits"] else None for report in drawn.reports()]
     if not any(reports):
         return None
-    cycles = [report["prediction"]["cycles"]["seconds"] if report else None for report in reports]
-    strokes = [None if seconds is None else (seconds, short(seconds)) for seconds in cycles]
+    strokes = [report and _stroke(report["prediction"]) for report in reports]
     stacks = [report and {name: each for name, each in known_terms(report).items() if each} for report in reports]
     heads = ("Where does a step's time go?", drawn.study.question)
-    unit = "seconds of a step: the roofline's terms (stroke: the compiler's cycles)"
+    known = any(stroke and stroke[0] is not None for stroke in strokes)
+    said = "stroke: the compiler's cycles" if known else "low effort: no cycles"
+    unit = f"seconds of a step: the roofline's terms ({said})"
     return stacked_bars(_bars(drawn), stacks, strokes, heads, unit)
+
+
+def _stroke(prediction: dict) -> tuple[float | None, str]:
+    """At the cycles; at low effort there is nothing to mark."""
+    if prediction["cycles"] is None:
+        return None, f"{short(prediction['roofline']['seconds'])} (low effort)"
+    seconds = prediction["cycles"]["seconds"]
+    return seconds, short(seconds)
 
 
 def _network(drawn: Drawn):

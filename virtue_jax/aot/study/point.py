@@ -11,12 +11,13 @@ from typing import Any
 CHIPS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
 TOPOLOGY = re.compile(rf"({'|'.join(CHIPS)}):([1-9]\d*(?:x[1-9]\d*){{1,2}})")
 MESH_AXES = ("data", "fsdp", "tensor")
+FULL, LOW = EFFORTS = ("full", "low")
 
 
 @dataclass(frozen=True)
 class Point:
     """config: a run file, as `--config` takes it. batch: pairs a step, over all chips. mesh: {axis: size}, empty = the
-    run file's. overrides: {dotted path in the configuration: value}."""
+    run file's. overrides: {dotted path in the configuration: value}. effort: the compiler's."""
 
     name: str
     config: str
@@ -25,6 +26,7 @@ class Point:
     slices: int = 1
     mesh: tuple[tuple[str, int], ...] = ()
     overrides: tuple[tuple[str, Any], ...] = ()
+    effort: str = FULL
 
     @property
     def chip(self) -> str:
@@ -65,6 +67,7 @@ class Point:
             "batch": self.batch,
             "mesh": dict(self.mesh),
             "overrides": {path: value for path, value in self.overrides},
+            "effort": self.effort,
         }
 
     def identity(self) -> str:
@@ -87,6 +90,8 @@ class Point:
             line += ["--slices", str(self.slices)]
         if self.mesh:
             line += ["--mesh", ",".join(f"{axis}={size}" for axis, size in self.mesh)]
+        if self.effort != FULL:
+            line += ["--effort", self.effort]
         return line + self.values()
 
 

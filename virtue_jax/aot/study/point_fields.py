@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from virtue_jax.aot.study.point import CHIPS, MESH_AXES, TOPOLOGY, Point, chips_of
+from virtue_jax.aot.study.point import CHIPS, EFFORTS, FULL, MESH_AXES, TOPOLOGY, Point, chips_of
 from virtue_jax.config import REMAT
 
 MODELS = {size: f"configs/virtue_{size}_scar.py:large" for size in ("2b", "7b")}
-FIELDS = ("model", "config", "topology", "slices", "batch", "batch_per_chip", "mesh", "remat", "rows", "set")
+FIELDS = ("model", "config", "topology", "slices", "batch", "batch_per_chip", "mesh", "remat", "rows", "set", "effort")
 _INSTEAD = {"model": "config", "config": "model", "batch": "batch_per_chip", "batch_per_chip": "batch"}
 
 
@@ -38,6 +38,9 @@ def point_of(fields: dict, where: str, name: str) -> Point:
     if not isinstance(topology, str) or not TOPOLOGY.fullmatch(topology):
         raise Wrong(f"{where}.topology", f"CHIP:AxB or CHIP:AxBxC of {', '.join(CHIPS)}, as v5e:16x16", topology)
     slices = _count(fields.get("slices", 1), f"{where}.slices")
+    effort = fields.get("effort", FULL)
+    if effort not in EFFORTS:
+        raise Wrong(f"{where}.effort", " or ".join(EFFORTS), effort)
     return Point(
         name,
         _config(fields, where),
@@ -46,6 +49,7 @@ def point_of(fields: dict, where: str, name: str) -> Point:
         slices,
         _mesh(fields.get("mesh"), f"{where}.mesh"),
         _overrides(fields, where),
+        effort,
     )
 
 

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from virtue_jax.aot.calibration import TERMS, Factors, calibrated
-from virtue_jax.aot.study.entry import Entry
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.entry import Entry, effort_of
+from virtue_jax.aot.study.point import FULL, Point
 from virtue_jax.aot.study.study_file import Study, series_of
 
 GIB = 2**30
-BOUNDS = ("roofline", "cycles")  # a prediction's two ends: the first is the fastest that the arithmetic allows
+# A prediction's two ends: the first is the fastest that the arithmetic allows, the second there is at full effort only.
+BOUNDS = ("roofline", "cycles")
 FITS, DOES_NOT_FIT, FAILED, MISSING = "fits", "does not fit", "failed", "not compiled"
 Row = dict[str, Any]
 # Keys of a row, in the CSV's order. seconds: of a step; usd: per million pairs; efficiency: against the smallest pod.
 COLUMNS = (
-    *("study", "point", "status", "config", "topology", "slices", "chips", "mesh", "batch", "pairs", "remat"),
+    *("study", "point", "status", "config", "topology", "slices", "chips", "mesh", "batch", "pairs", "remat", "effort"),
     *("hbm_size_gib", "hbm_peak_gib", "useful_flops", "waste", "communication_share", "ici_gib", "dcn_gib"),
     *(f"{figure}_{bound}" for figure in ("seconds", "mfu", "pairs_per_second") for bound in (*BOUNDS, "calibrated")),
     *(f"efficiency_{bound}" for bound in BOUNDS),
@@ -49,6 +50,7 @@ def _row(study: Study, point: Point, entry: Entry | None, factors: Factors | Non
         "chips": point.chips,
         "mesh": " ".join(f"{axis}={size}" for axis, size in point.mesh),
         "batch": point.batch,
+        "effort": point.effort,
         "error": "" if entry is None else entry.error,
     }
     if entry is not None:
@@ -80,13 +82,13 @@ def _pace(report: dict, factors: Factors | None) -> Row:
     """Of a point that fits."""
     terms, prediction, row = known_terms(report), report["prediction"], {}
     for bound in BOUNDS:
-        for key, value in prediction[bound].items():
+        for key, value in (prediction[bound] or {}).items():
             row[f"{key}_{bound}"] = value
     row["communication_share"] = (terms["communication"] + terms["dcn"]) / prediction["roofline"]["seconds"]
     for network in ("ici", "dcn"):
         sent = (each["bytes"] for each in report.get("collectives") or () if each["network"] == network)
         row[f"{network}_gib"] = sum(sent) / GIB
-    if factors is not None and factors.covers(report["chip"]):
+    if factors is not None and factors.covers(report["chip"]) and effort_of(report) == FULL:  # as it was fitted
         seconds, roofline = calibrated(terms, factors), prediction["roofline"]
         row["seconds_calibrated"] = seconds
         for key in ("mfu", "pairs_per_second"):
@@ -114,6 +116,6 @@ def _compare(study: Study, rows: list[Row]) -> None:
 
 
 def band(row: Row, figure: str) -> tuple[float, float] | None:
-    """(least, most) of the two bounds of a figure."""
-    values = [row[f"{figure}_{bound}"] for bound in BOUNDS]
-    return None if None in values else (min(values), max(values))
+    """(least, most) of the bounds of a figure that there are: twice the roofline's at low effort."""
+    values = [value for bound in BOUNDS if (value := row[f"{figure}_{bound}"]) is not None]
+    return (min(values), max(values)) if values else None

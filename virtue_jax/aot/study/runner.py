@@ -34,8 +34,9 @@ class Runner:
             )
         self._cache, self._command, self._limits, self._say = cache, list(command), limits, say
         self._peaks: dict[str, float] = {}
-        self._took: dict[str, list[float]] = {}
+        self._took: dict[str, list[float]] = {}  # by effort
         self._done, self._all = 0, 0
+        self._first: Mapping[str, Point] = {}
         self._running: dict[str, CompileJob] = {}
         self._told_busy: set[str] = set()
 
@@ -45,7 +46,7 @@ class Runner:
         Whatever ends it early (Ctrl-C) ends the running compilations; finished ones are in the cache.
         """
         self._cache.mkdir(parents=True, exist_ok=True)
-        first = {key: point for point, key in reversed(keys.items())}
+        first = self._first = {key: point for point, key in reversed(keys.items())}
         entries: dict[str, Entry] = {}
         self._all = len(first)
         for key in first:
@@ -108,13 +109,13 @@ class Runner:
         entries[key], self._done = entry, self._done + 1
         self._learn(point, entry)
         took = f", {entry.seconds:.0f} s, {entry.peak_gib:.1f} GiB" if entry.seconds else ""
-        self._say(f"[{self._done}/{self._all}] {point.name}: {outcome(entry)}{took}{self._left(waiting, entry)}")
+        self._say(f"[{self._done}/{self._all}] {point.name}: {outcome(entry)}{took}{self._left(waiting)}")
 
     def _learn(self, point: Point, entry: Entry) -> None:
         if entry.peak_gib:
             self._peaks[point.config] = max(entry.peak_gib, self._peaks.get(point.config, 0.0))
         if entry.seconds and entry.report is not None:
-            self._took.setdefault(point.config, []).append(entry.seconds)
+            self._took.setdefault(point.effort, []).append(entry.seconds)
 
     def _need(self, point: Point) -> float:
         """GiB: of the dearest finished point of the run file, or else no less than of any."""
@@ -123,15 +124,21 @@ class Runner:
             return MARGIN * peak if peak > limit else min(MARGIN * peak, limit)
         return max([self._limits.point_gib, *(MARGIN * peak for peak in self._peaks.values())])
 
-    def _left(self, waiting: list[str], entry: Entry) -> str:
-        """Time left, by the mean of what finished."""
-        seconds = [each for took in self._took.values() for each in took]
-        if not seconds or not (waiting or self._running):
+    def _left(self, waiting: list[str]) -> str:
+        """Time left, by the means of what finished at the same effort."""
+        if not self._took or not (waiting or self._running):
             return ""
-        mean = sum(seconds) / len(seconds)
-        now = sum(max(mean - job.seconds, 0.1 * mean) for job in self._running.values())
+        ahead = sum(self._mean(self._first[key]) for key in waiting)
+        now = sum(
+            max(self._mean(job.point) - job.seconds, 0.1 * self._mean(job.point)) for job in self._running.values()
+        )
         # As many at a time as ran beside the one that just ended.
-        return f"; about {_duration((len(waiting) * mean + now) / (len(self._running) + 1))} left"
+        return f"; about {_duration((ahead + now) / (len(self._running) + 1))} left"
+
+    def _mean(self, point: Point) -> float:
+        """Seconds: of any effort where none finished at the point's."""
+        took = self._took.get(point.effort) or [each for took in self._took.values() for each in took]
+        return sum(took) / len(took)
 
     def _refused(self, point: Point, key: str, need: float) -> Entry:
         limit = self._limits.memory_gib
@@ -152,8 +159,9 @@ def outcome(entry: Entry) -> str:
     used = f"{peak} of {memory['size'] / 2**30:.1f} GiB"
     if not entry.report["fits"]:
         return f"does not fit ({used})"
-    bounds = sorted(bound["mfu"] for bound in entry.report["prediction"].values())
-    return f"fits, {used}, MFU {bounds[0]:.2f}..{bounds[-1]:.2f}"
+    bounds = sorted(bound["mfu"] for bound in entry.report["prediction"].values() if bound)
+    mfu = f"{bounds[0]:.2f}..{bounds[-1]:.2f}" if len(bounds) > 1 else f"{bounds[0]:.2f} by the roofline only"
+    return f"fits, {used}, MFU {mfu}"
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from virtue_jax.aot.study.entry import Entry
 from virtue_jax.aot.study.page_text import SENT
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.point import FULL, Point
 from virtue_jax.aot.study.results import GIB
 from virtue_jax.aot.study.table import NOTHING, short
 
@@ -23,8 +23,9 @@ def sent_tables(entries: Mapping[Point, Entry]) -> str:
         return ""
     parts = [SENT]
     for point in largest.values():
+        effort = "" if point.effort == FULL else f" ({point.effort} effort)"
         parts += [
-            f"**{point.model} on {point.pod}, batch {point.batch:,}, {point.split}**",
+            f"**{point.model} on {point.pod}, batch {point.batch:,}, {point.split}**{effort}",
             _table(entries[point].report),
         ]
     return "\n\n".join(parts)

@@ -11,7 +11,10 @@
       - {topology: "v5p:4x4x4", batch: 2048, slices: 1, remat: none, set: {loss.temperature: 0.05}}
 
 Fields of a point: `model` (2b, 7b) or `config` (a run file), `topology`, `slices`, `batch` or `batch_per_chip`, `mesh`,
-`remat`, `rows` ({row group: values of it}), `set` ({path in the configuration: value}), `name`.
+`remat`, `rows` ({row group: values of it}), `set` ({path in the configuration: value}), `name`, and `effort` of the
+compiler: full, or low. Low takes a third of the time and gives the same memory, arithmetic and collectives, but no
+cycles and a slower roofline (less is fused), so that its MFU is a lower bound of the full effort's. Points of low
+effort are compared with each other alone.
 """
 
 import itertools
@@ -22,12 +25,14 @@ from typing import Any
 
 import yaml
 
-from virtue_jax.aot.study.point import Point
+from virtue_jax.aot.study.point import FULL, Point
 from virtue_jax.aot.study.point_fields import FIELDS, Wrong, merge, point_of
 
 KINDS = ("weak", "strong", "grid")
 X = ("chips", "batch")
 PRESETS = Path(__file__).parents[3] / "configs" / "studies"
+# What is compiled first of `--study all`; then any others by name.
+FIRST = ("published", "weak", "negatives", "mesh", "strong")
 _KEYS = ("question", "kind", "x", "base", "axes", "points")
 
 
@@ -43,8 +48,9 @@ class Study:
 
 
 def presets() -> dict[str, Path]:
-    """{name: file} of the studies that come with the code."""
-    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    """{name: file} of the studies that come with the code, the most important first."""
+    found = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    return {name: found[name] for name in dict.fromkeys([*FIRST, *found]) if name in found}
 
 
 def read_study(given: str) -> Study:
@@ -156,13 +162,18 @@ _LABELS: dict[str, Callable[[Point], str]] = {
     "split": lambda point: point.split,
     "set": lambda point: " ".join(f"{path.split('.')[-1]}={value}" for path, value in point.overrides),
     "batch": lambda point: f"batch {point.batch}",
+    "effort": lambda point: "" if point.effort == FULL else f"{point.effort} effort",
 }
 
 
 def _brief(points: list[Point]) -> list[list[list[str]]]:
     """What may tell points apart, the briefest first."""
     brief = ("stem", "pod", "split", "set")
-    return [_labels(points, *brief), _labels(points, *brief, "batch"), _labels(points, "model", *brief[1:], "batch")]
+    return [
+        _labels(points, *brief, "effort"),
+        _labels(points, *brief, "batch", "effort"),
+        _labels(points, "model", *brief[1:], "batch", "effort"),
+    ]
 
 
 def _labels(points: list[Point], *keys: str) -> list[list[str]]:
@@ -179,7 +190,7 @@ def _names(labels: list[list[str]]) -> list[str]:
 def series_of(point: Point) -> tuple:
     """What the points of one line of a scaling plot share."""
     mesh = tuple((axis, size) for axis, size in point.mesh if axis != "data")
-    return point.config, point.chip, mesh, point.overrides
+    return point.config, point.chip, mesh, point.overrides, point.effort
 
 
 def _agree(study: Study) -> None:

@@ -113,13 +113,14 @@ def _mesh(row: Row) -> str:
 
 
 _IF_DIFFERENT = ("remat",)
-_LEFT = ("point", "status")
+_LEFT = ("point", "status", "effort")
 _CELLS: dict[str, Callable[[Row], str]] = {
     "point": _text("point"),
     "chips": _text("chips"),
     "mesh": _mesh,
     "batch": _text("batch"),
     "remat": _text("remat"),
+    "effort": _text("effort"),
     "status": _text("status"),
     "HBM GiB": _memory,
     "step s": _band("seconds"),
