@@ -76,6 +76,34 @@ def test_what_passes_between_slices_is_told_apart():
     assert wide == {True: LAYERS - 1, False: 1}
 
 
+FUSED = """
+HloModule fused, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter (p: f32[1024]) -> f32[512] {
+  %p = f32[1024]{0} parameter(0)
+  %all-reduce = f32[1024]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%sum
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[512]{0} dynamic-slice(%all-reduce, %zero), dynamic_slice_sizes={512}
+}
+
+ENTRY %main (x: f32[1024]) -> f32[512] {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %fusion = f32[512]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_collective_in_a_fusion_is_one():
+    (found,) = find_collectives(read_program(FUSED), mesh(2, 2), V5E)
+    assert (found.kind, found.axes, found.asynchronous, found.bytes) == ("all-reduce", "fsdp", False, 4096)
+
+
 def test_attention_kernels_are_known_by_name_and_arithmetic():
     kernels = find_kernels(program("attention"))
     square = 2 * 2 * 12 * 1024 * 1024 * 128  # one product of queries with keys, two rows

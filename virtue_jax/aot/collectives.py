@@ -64,14 +64,17 @@ def _instructions(program: Program) -> Iterator[tuple[Instruction, float, bool]]
     for instruction, computation, times in program.executed():
         if instruction.opcode == "fusion":
             inner = program.computations[instruction.called["calls"]]
-            if _begins_collective(inner):
-                yield from ((one, times, True) for one in inner.instructions.values())
+            yield from ((one, times, begins) for one, begins in _fused(inner))
         else:
             yield instruction, times, instruction.opcode.endswith("-start") or computation.name in wrapped
 
 
-def _begins_collective(computation: Computation) -> bool:
-    return any("AsyncCollectiveStart" in one.attributes for one in computation.instructions.values())
+def _fused(inner: Computation) -> Iterator[tuple[Instruction, bool]]:
+    """Collectives of a fusion, and whether they run beside arithmetic; not those that began in an earlier one."""
+    begins = any("AsyncCollectiveStart" in one.attributes for one in inner.instructions.values())
+    for one in inner.instructions.values():
+        if begins or "async_collective_fusion_config" not in one.attributes:
+            yield one, begins
 
 
 def _collective(kind: str, instruction: Instruction, times: float, asynchronous: bool, mesh: Mesh, chip: Chip):
