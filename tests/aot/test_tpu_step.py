@@ -3,12 +3,15 @@
 A small model with the heads of the real ones (128 and 80), on eight v5e; the full-size runs are behind `make aot`.
 """
 
+import io
 import math
 from dataclasses import replace
 
 import pytest
 from multidevice.tiny_step import IMAGE_ROW, TEXT_ROW, geometry, run_config
+from rich.console import Console
 
+from virtue_jax.aot import print_report, report
 from virtue_jax.aot.chips import CHIPS
 from virtue_jax.aot.compile_step import compile_step
 from virtue_jax.aot.largest import largest_arrays
@@ -103,6 +106,19 @@ def test_the_largest_arrays_are_named(compiled):
     sources = {array.source for array in named}
     assert "text.embed_tokens.embedding" in sources
     assert any(source.startswith("virtue_jax/") and ":" in source for source in sources)
+
+
+def test_a_step_that_does_not_fit_is_told_with_its_largest_arrays(compiled):
+    run, step = compiled
+    small = replace(CHIP, hbm=4 * MIB)
+    said = report._memory(step, run, small)
+    assert not said["fits"] and said["memory"]["headroom"] < 0
+    stays = sum(step.resident.values())
+    assert said["memory"]["stages"]["update"]["peak"] >= stays
+    told = io.StringIO()
+    print_report._print_memory(said, Console(file=told, width=200))
+    assert "largest arrays of one chip" in told.getvalue()
+    assert said["memory"]["largest"][0]["source"] in told.getvalue()
 
 
 def groups_of(run):
