@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from virtue_jax.config import AdapterConfig, Numerics, TextConfig
+from virtue_jax.models import lora
 from virtue_jax.models.layers import Linear
 from virtue_jax.models.lora import (
     AdaptedLinear,
@@ -212,8 +213,12 @@ class _OneLayer(nnx.Module):
 
 
 def _one_layer() -> nnx.Module:
+    return _one_layer_of(Numerics())
+
+
+def _one_layer_of(numerics: Numerics) -> nnx.Module:
     module = _OneLayer()
-    adapt(module, AdapterConfig(targets=("proj",)), numerics=Numerics(), rngs=nnx.Rngs(1))
+    adapt(module, AdapterConfig(targets=("proj",)), numerics=numerics, rngs=nnx.Rngs(1))
     return module
 
 
@@ -234,9 +239,11 @@ def test_dropout_follows_its_key_and_needs_one(config):
 
 
 @pytest.mark.slow
-def test_remat_repeats_the_same_dropout():
-    config = AdapterConfig(targets=("down_proj",))
-    plain, remat = _text(config), _text(config, Numerics(remat="layer"))
+@pytest.mark.parametrize("dropped", ["peft", "branch"])
+@pytest.mark.parametrize("remat", ["layer", "outputs", "dots"])
+def test_remat_repeats_the_same_dropout(remat, dropped):
+    config = AdapterConfig(targets=("q_proj", "down_proj"))
+    plain, remat = (_text(config, Numerics(remat=name, dora_dropout=dropped)) for name in ("none", remat))
 
     def gradient(text):
         graphdef, state = nnx.split(text)
@@ -245,6 +252,24 @@ def test_remat_repeats_the_same_dropout():
     pairs = zip(jax.tree.leaves(gradient(plain)), jax.tree.leaves(gradient(remat)), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+
+
+def test_dropout_on_the_branch_leaves_the_frozen_product_whole():
+    layers = {name: _one_layer_of(Numerics(dora_dropout=name)) for name in ("peft", "branch")}
+    x, keys = jax.random.normal(jax.random.key(2), (3, 5, 32)), jax.random.split(jax.random.key(3), 3)
+    for layer in layers.values():  # without its branch, a layer differs by dropout in the frozen product alone
+        layer.proj.lora_b[...] = jnp.zeros_like(layer.proj.lora_b[...])
+        layer.proj.magnitude[...] = 2 * layer.proj.magnitude[...]
+    np.testing.assert_allclose(layers["branch"].proj(x, keys), layers["branch"].proj(x), rtol=1e-5, atol=1e-5)
+    assert np.abs(layers["peft"].proj(x, keys) - layers["peft"].proj(x)).max() > 1e-2
+
+
+def test_dropout_keeps_its_rate_and_its_mean():
+    x = jnp.ones((64, 4096), jnp.float32)
+    dropped = np.asarray(lora._drop(x, 0.1, jax.random.split(jax.random.key(0), 64)))
+    assert (dropped == 0).mean() == pytest.approx(0.1, abs=0.003)  # five standard deviations
+    assert dropped.mean() == pytest.approx(1.0, abs=0.004)
+    assert lora._drop(x.astype(jnp.bfloat16), 0.1, jax.random.split(jax.random.key(0), 64)).dtype == jnp.bfloat16
 
 
 def test_column_norm_keeps_its_digits_where_the_adapter_opposes_the_weight():

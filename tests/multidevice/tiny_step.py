@@ -19,7 +19,7 @@ from virtue_jax.train.optimizer import OptimizerConfig
 IMAGE_ROW = RowShape(
     slots=32, examples=3, positives=2, vision_rows=2, patches=8, images=2, prompts=2, points=3, masks=False
 )
-TEXT_ROW = RowShape(slots=24, examples=4, positives=2)
+TEXT_ROW = RowShape(slots=32, examples=4, positives=2)  # as long as the others: both share a run
 
 
 def geometry(dropout: float = 0.1) -> VirtueConfig:
