@@ -143,7 +143,7 @@ def test_a_stop_ends_with_its_status_and_the_same_command_goes_on(folder, unplot
         (["--study", "weak", "--memory-gib", "2"], "--memory-gib 2: a point is taken to need 8 GiB"),
         (["--study", "weak", "--calibration", "nowhere.json"], "nowhere.json"),
         (["--calibrate", "run"], "--calibrate run: expected RUN_DIR=REPORT.json"),
-        (["--study", "weak"], "point '2b_scar v5e 4x4': the run file cannot be used"),
+        (["--study", "weak"], "point '2b_scar v5e 4x4 data': the run file cannot be used"),
     ],
 )
 def test_mistakes_are_told_in_a_line(folder, capsys, arguments, told):
@@ -156,7 +156,7 @@ def test_mistakes_are_told_in_a_line(folder, capsys, arguments, told):
 def test_presets_are_listed(capsys):
     scale.run(["--list"])
     told = capsys.readouterr().out
-    assert all(name in told for name in ("mesh", "negatives", "strong", "weak"))
+    assert all(name in told for name in ("mesh", "negatives", "published", "strong", "weak"))
 
 
 def test_a_calibration_improves_the_studys_figures(folder, unplotted, capsys):
