@@ -12,7 +12,7 @@
 
 Fields of a point: `model` (2b, 7b) or `config` (a run file), `topology`, `slices`, `batch` or `batch_per_chip`, `mesh`,
 `remat`, `rows` ({row group: values of it}), `set` ({path in the configuration: value}), `name`, and `effort` of the
-compiler: full, or low. Low takes a third of the time and gives the same memory, arithmetic and collectives, but no
+compiler: full, or low. Low takes a fifth of the time and gives the same arithmetic and collectives, but no
 cycles and a slower roofline (less is fused), so that its MFU is a lower bound of the full effort's. Points of low
 effort are compared with each other alone.
 """
