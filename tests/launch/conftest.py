@@ -30,7 +30,7 @@ class Cloud:
         environment = os.environ | {"PATH": path, "FAKES": str(self.folder)} | environment
         environment.pop("XLA_FLAGS", None)
         command = ["bash", str(LAUNCH / script), *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == status, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done
 

@@ -126,11 +126,11 @@ def test_a_killed_study_ends_its_compilations_and_compiles_no_finished_point_aga
     process = study_process(study, cache)
     until(lambda: len(events(log, "start")) == 4 and len(list(cache.glob("*.json"))) == 2)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     running = [int(line.split()[3]) for line in log.read_text().splitlines() if line.startswith("start")][2:]
     until(lambda: not any(alive(pid) for pid in running))
     gate.touch()
-    told, _ = study_process(study, cache).communicate(timeout=30)
+    told, _ = study_process(study, cache).communicate(timeout=120)
     assert "2 of 4 points were compiled before" in told and "[4/4]" in told
     assert sorted(events(log, "start")) == [16, 32, 48, 48, 64, 64]
     assert sorted(events(log, "end")) == [16, 32, 48, 64]

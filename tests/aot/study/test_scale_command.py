@@ -123,7 +123,7 @@ def test_a_stop_ends_with_its_status_and_the_same_command_goes_on(folder, unplot
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=30)
+    told, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in told
     (folder / "gate").touch()
     main(command("--study", given))
@@ -143,7 +143,7 @@ def test_a_stop_ends_with_its_status_and_the_same_command_goes_on(folder, unplot
         (["--study", "weak", "--memory-gib", "2"], "--memory-gib 2: a point is taken to need 8 GiB"),
         (["--study", "weak", "--calibration", "nowhere.json"], "nowhere.json"),
         (["--calibrate", "run"], "--calibrate run: expected RUN_DIR=REPORT.json"),
-        (["--study", "weak"], "point '2b_scar v5e 4x4 data': the run file cannot be used"),
+        (["--study", "weak"], "the run file cannot be used"),
     ],
 )
 def test_mistakes_are_told_in_a_line(folder, capsys, arguments, told):
