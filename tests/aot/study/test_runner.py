@@ -110,7 +110,7 @@ def study_process(study: Path, cache: Path) -> subprocess.Popen:
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -154,6 +154,5 @@ def test_presets_ask_few_compilations_and_every_question():
         ("2b", "v5p:8x8x8"),
         ("2b", "v6e:16x16"),
         ("7b", "v5p:4x4x4"),
-        ("7b", "v6e:8x8"),
         ("7b", "v6e:16x16"),
     } <= asked
