@@ -14,7 +14,7 @@ test: .venv/ready-test
 test-quick: .venv/ready-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
-# Every published run, compiled for the pods it is meant for: half an hour on two cores.
+# Every published run, compiled for the pods it is meant for: minutes each.
 aot: .venv/ready-test
 	$(BIN)/python -m pytest -v -m aot tests/aot
 
