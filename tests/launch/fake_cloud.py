@@ -8,6 +8,7 @@ Every call is a line of $FAKES/calls.jsonl. gcloud keeps one queued resource who
     refusals  {part of a command: how often `ssh` fails on it}
     ends      by start of the run: exit status of each worker's `virtue train`; "hangs" = runs until it is ended;
               "warns" = the same, and SLURM warns the job that its time is up
+    last      the worker that ends when all others have
 """
 
 import contextlib
@@ -150,6 +151,10 @@ def virtue(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         while True:
             time.sleep(0.05)
+    if me == plan("last", None):
+        others = [home for number, home in enumerate(homes()) if number != me]
+        while not all((home / "virtue_run/status").exists() for home in others):
+            time.sleep(0.02)
     return end
 
 

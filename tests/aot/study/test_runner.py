@@ -172,6 +172,13 @@ def test_measured_memory_replaces_the_guess(tmp_path, log):
     assert any("about 0.2 GiB" in line for line in lines)
 
 
+def test_memory_of_the_study_itself_is_not_counted_as_its_compilations(tmp_path):
+    """On Linux `ru_maxrss` of a process starts at what its parent had when it forked."""
+    held = bytearray(os.urandom(2**20)) * 700
+    (entry,) = run_points([point(16, seconds=0.3, mib=100)], tmp_path / "cache").values()
+    assert 0.1 < entry.peak_gib < 0.5 < len(held) / 2**30
+
+
 def test_a_point_that_needs_more_than_there_is_is_not_started_and_told(tmp_path, log):
     run_points([point(16, mib=300)], tmp_path / "cache", Limits(1, 4.0, 0.05, 0.01))
     log.unlink()

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,7 @@ class CompileJob:
             self._lock.close()
             raise Busy from error
         self._process: subprocess.Popen | None = None
+        self._seen = 0.0
 
     def start(self) -> None:
         """Raises OSError: the program cannot be run."""
@@ -55,6 +57,7 @@ class CompileJob:
         self._folder.mkdir()
         line = [*self._command, *self.point.arguments(), "--json", str(self._report)]
         self._begun = time.monotonic()
+        self._parents = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with (self._folder / "output").open("wb") as output:
             self._process = subprocess.Popen(
                 line,
@@ -74,18 +77,25 @@ class CompileJob:
         with suppress(OSError, ValueError, IndexError):
             for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 2**20
-        return 0.0
+                    self._seen = max(self._seen, int(line.split()[1]) / 2**20)
+        return self._seen
 
     def result(self) -> Entry | None:
         """None while it runs."""
+        self.resident_gib()
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if not pid:
             return None
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         report, error = self._read(code)
+        peak = self._peak_gib(usage.ru_maxrss)
         return Entry(self.point.inputs(), self._key, report, error, round(self.seconds, 3), round(peak, 3))
+
+    def _peak_gib(self, said: int) -> float:
+        """said: `ru_maxrss`, which on Linux counts the copy of its parent that a process is before it runs its program."""
+        if self._seen and said <= self._parents:
+            return self._seen
+        return said / (2**30 if sys.platform == "darwin" else 2**20)
 
     def kill(self) -> None:
         """Ends the command and what it started."""
