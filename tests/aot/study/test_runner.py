@@ -1,5 +1,6 @@
 """Points are compiled once, side by side within the memory limit; what is killed or fails is told and tried again."""
 
+import functools
 import json
 import os
 import signal
@@ -106,7 +107,9 @@ def test_a_damaged_entry_is_compiled_again(tmp_path, log):
 
 def study_process(study: Path, cache: Path) -> subprocess.Popen:
     line = [sys.executable, str(Path(__file__).parent / "study_run.py"), str(study), str(cache), "2"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    # A shell's background job ignores Ctrl-C, and hands that down.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=heeding)
 
 
 def until(condition) -> None:
