@@ -16,10 +16,14 @@ from virtue_jax.aot.chips import CHIPS
 from virtue_jax.aot.compile_step import compile_step
 from virtue_jax.aot.largest import largest_arrays
 from virtue_jax.aot.roofline import program_cost
+from virtue_jax.aot.slowest import slowest_lines
 from virtue_jax.aot.topology import prepare_environment, topology_devices
 from virtue_jax.config import AdapterConfig, Numerics
+from virtue_jax.models.hiera import GLOBAL
+from virtue_jax.ops.window_kernel import NAME, plan
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.train.config import RowGroup
+from virtue_jax.train.cost.image_encoder import trunk_blocks
 from virtue_jax.train.setup import setup
 
 pytestmark = pytest.mark.slow
@@ -30,23 +34,26 @@ IMAGES = replace(IMAGE_ROW, slots=256, patches=128)
 TEXTS = replace(TEXT_ROW, slots=128)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    prepare_environment()
-    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x4"))
+def virtue_geometry():
     virtue = geometry()
     text = replace(
         virtue.text, hidden_size=256, num_attention_heads=2, num_key_value_heads=1, mrope_section=(16, 24, 24)
     )
     vision = replace(virtue.vision, embed_dim=160, num_heads=2, hidden_size=256)
     sam2 = replace(virtue.sam2, image_size=256)
-    virtue = replace(
+    return replace(
         virtue, text=text, vision=vision, sam2=sam2, adapter=AdapterConfig(rank=4, targets=("q_proj", "down_proj"))
     )
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    prepare_environment()
+    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x4"))
     numerics = Numerics(compute="bfloat16", params="bfloat16", attention="auto", remat="outputs")
     config = run_config(numerics=numerics)
     rows = {"images": RowGroup(IMAGES, 2 * DEVICES, 1), "text": RowGroup(TEXTS, DEVICES, 1)}
-    run = setup(replace(config, data=replace(config.data, rows=rows, pixels="uint8")), virtue, mesh)
+    run = setup(replace(config, data=replace(config.data, rows=rows, pixels="uint8")), virtue_geometry(), mesh)
     return run, compile_step(run, low_effort=True)
 
 
@@ -78,6 +85,35 @@ def test_attention_runs_in_kernels_of_the_target_and_nowhere_else(compiled):
         ("gradients", "splash_dkv", 128, True): layers,
     }
     assert costs["gradients"].terms.attention > 0
+
+
+def test_windows_of_the_image_encoder_run_in_the_kernel_as_often_as_there_are_blocks(compiled):
+    run, step = compiled
+    found = program_cost(step.stages["towers"].program, run.mesh, CHIP).kernels
+    windows = [kernel for kernel in found if kernel.name == NAME]
+    images = sum(math.prod(batch.sam_images.shape[:2]) for batch in run.groups if batch.sam_images is not None)
+    blocks = [block for block in trunk_blocks(virtue_geometry().sam2) if block.window != GLOBAL]
+    plans = [plan((1, b.side, b.side, b.d_in), b.d_out, b.heads, b.window, b.opens, "bfloat16") for b in blocks]
+    expected = sum(one.flops(images // DEVICES, b.side) for one, b in zip(plans, blocks, strict=True))
+    assert sum(kernel.flops for kernel in windows) == expected
+    assert all(kernel.bytes > 0 for kernel in windows)
+
+
+def test_the_slowest_lines_are_named_and_add_up_to_the_roofline(compiled):
+    run, step = compiled
+    programs = {name: stage.program for name, stage in step.stages.items()}
+    lines = slowest_lines(programs, CHIP, count=10_000)
+    terms = [program_cost(program, run.mesh, CHIP).terms for program in programs.values()]
+    for name, total in (
+        ("seconds", sum(one.matrix + one.attention + one.memory for one in terms)),
+        ("memory", sum(one.memory for one in terms)),
+        ("flops", sum(one.flops for one in terms)),
+        ("cycles", sum(one.cycles for one in terms)),
+    ):
+        assert math.isclose(sum(line[name] for line in lines), total, rel_tol=1e-9)
+    assert [line["seconds"] for line in lines] == sorted((line["seconds"] for line in lines), reverse=True)
+    sources = {line["source"] for line in lines[:20]}
+    assert any(source.startswith("virtue_jax/models/layers.py:") for source in sources)
 
 
 def test_data_parallel_steps_exchange_slots_and_gradients_and_nothing_else(compiled):

@@ -188,5 +188,6 @@ def test_the_kernel_s_layout_of_heads_is_another_order_of_the_same_numbers():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 12, 32)), jnp.float32)
     angles = patch_angles(jnp.asarray(rng.integers(0, 9, (2, 12, 2))), 16)
-    for plain, last in zip(attention._heads_last(x, angles), attention._length_last(x, angles), strict=True):
+    given = (x, attention.qkv.kernel[...], attention.qkv.bias[...], angles)
+    for plain, last in zip(attention._heads_last(*given), attention._length_last(*given), strict=True):
         np.testing.assert_allclose(last, plain, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The Pallas attention kernels of a compiled program: which, how often, and what they compute."""
+"""The Pallas attention kernels of a compiled program: which, how often, what they compute, and move at the least."""
 
 import math
 import re
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
+from virtue_jax.aot.arithmetic import hbm_bytes
 from virtue_jax.aot.hlo import Computation, Instruction, Program, operation
+from virtue_jax.ops import window_kernel
 from virtue_jax.ops.attention import CAUSAL_SCOPE
 
 TARGET = "tpu_custom_call"
@@ -17,16 +19,19 @@ _PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 _FUSED_BACKWARD = 5
 _NAME = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)")
 _BLOCK = r'block_{}\\*": (\d+)'
+_SAYS_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"(\d+)"')
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One attention kernel. flops: of all its runs, what a causal kernel skips left out, heads padded as the matrix
-    units pad them. shape: (batch, query heads, queries, keys, head size)."""
+    units pad them. bytes: of all its runs, each operand read and each result written once. shape: (batch, query heads,
+    queries, keys, head size) of splash attention, (batch, height, width, channels) of a map with windows."""
 
     name: str
     count: float
     flops: float
+    bytes: float
     shape: tuple[int, ...]
     causal: bool
     what: str
@@ -38,7 +43,7 @@ def is_kernel(instruction: Instruction) -> bool:
 
 def find_kernels(program: Program) -> list[Kernel]:
     """Raises:
-    ValueError: a kernel that is not splash attention: its arithmetic is not known here.
+    ValueError: a kernel that is neither splash attention nor says what it computes.
     """
     return list(_kernels(program))
 
@@ -46,10 +51,24 @@ def find_kernels(program: Program) -> list[Kernel]:
 def _kernels(program: Program) -> Iterator[Kernel]:
     for instruction, computation, times in program.executed():
         if is_kernel(instruction):
-            yield _kernel(instruction, computation, times)
+            windows = instruction.name.startswith(window_kernel.NAME)
+            name, shape, each = (_of_windows if windows else _of_splash)(instruction, computation)
+            moved = times * hbm_bytes(program, instruction, computation)
+            what = operation(instruction)
+            yield Kernel(name, times, times * each, moved, shape, CAUSAL_SCOPE in what, what)
 
 
-def _kernel(instruction: Instruction, computation: Computation, times: float) -> Kernel:
+def _of_windows(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:
+    """(name, shape, FLOPs of one run)."""
+    says = _SAYS_FLOPS.search(instruction.attributes)
+    if says is None:
+        raise ValueError(f"HLO: kernel {instruction.name} does not say its FLOPs")
+    (x,) = computation.instructions[instruction.operands[0]].arrays
+    return window_kernel.NAME, x.dims, float(says[1])
+
+
+def _of_splash(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:
+    """(name, shape, FLOPs of one run)."""
     name = _NAME.match(instruction.name)
     arrays = [a for one in instruction.operands for a in computation.instructions[one].arrays if len(a.dims) >= 3]
     heads = [a.dims for a in arrays if a.dtype in ("bf16", "f16", "f32")]
@@ -65,8 +84,7 @@ def _kernel(instruction: Instruction, computation: Computation, times: float) ->
     share = _causal_share(instruction, name[1], queries, keys) if causal else 1.0
     padded = -(-size // MATRIX_UNIT) * MATRIX_UNIT
     each = 2.0 * products * math.prod(batch) * count * queries * keys * padded * share
-    shape = (math.prod(batch), count, queries, keys, size)
-    return Kernel(f"splash_{name[1]}", times, times * each, shape, causal, operation(instruction))
+    return f"splash_{name[1]}", (math.prod(batch), count, queries, keys, size), each
 
 
 def _heads_last(instruction: Instruction, dims: tuple[int, ...], side: str) -> tuple[int, ...]:

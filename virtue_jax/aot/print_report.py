@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 GIB = 2**30
-MOST_LINES = 12  # of collectives
+MOST_LINES = 12  # of collectives, and of what is slow
 
 
 def print_report(report: dict, console: Console) -> None:
@@ -19,6 +19,7 @@ def print_report(report: dict, console: Console) -> None:
     else:
         _print_flops(report, console)
         _print_collectives(report, console)
+        _print_slowest(report, console)
         _print_time(report, console)
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["compile_seconds"].items())
     console.print(f"compiled: {seconds}; remat {report['numerics']['remat']!r}")
@@ -62,6 +63,16 @@ def _print_collectives(report: dict, console: Console) -> None:
     rest = report["collectives"][MOST_LINES:]
     if rest:
         table.add_row(f"{len(rest)} more", *[""] * 4, f"{sum(line['bytes'] for line in rest) / 1e6:.2f}")
+    console.print(table)
+
+
+def _print_slowest(report: dict, console: Console) -> None:
+    table = Table("stage", "slowest lines and kernels", "ms", "of it HBM", "ms by cycles", "GB", "TFLOP")
+    for line in report["slowest"][:MOST_LINES]:
+        times = (f"{line[name] * 1e3:.1f}" for name in ("seconds", "memory", "cycles"))
+        table.add_row(
+            line["stage"], line["source"], *times, f"{line['bytes'] / 1e9:.1f}", f"{line['flops'] / 1e12:.1f}"
+        )
     console.print(table)
 
 

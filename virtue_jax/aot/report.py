@@ -9,6 +9,7 @@ from virtue_jax.aot.chips import Chip
 from virtue_jax.aot.compile_step import CompiledStage, CompiledStep, compile_step
 from virtue_jax.aot.largest import largest_arrays
 from virtue_jax.aot.roofline import ProgramCost, Terms, program_cost
+from virtue_jax.aot.slowest import slowest_lines
 from virtue_jax.aot.topology import chip_of, topology_devices
 from virtue_jax.aot.workload import published_work, with_batch
 from virtue_jax.aot.xla_flags import FLAGS
@@ -113,41 +114,30 @@ def _stage_memory(stage: CompiledStage, resident: int, made_before: int) -> dict
 
 
 def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Request, chip: Chip, found) -> dict:
-    trainable = set(run.state.trainable)
-    groups = config.data.rows.values()
-    room = sum((capacity(group) for group in groups), Work())
-    useful = useful_flops(request.virtue, found[1], trainable).total if found else None
-    flops = {
-        "useful": useful,
-        "capacity": useful_flops(request.virtue, room, trainable).total,
-        "executed": executed_flops(request.virtue, groups, config.numerics, trainable).total,
-        "compiled": None,
-    }
-    if any(stage.program is None for stage in step.stages.values()):
-        return {"flops": flops, "waste": None, "collectives": None, "kernels": None, "terms": None, "prediction": None}
-    costs = {name: program_cost(stage.program, run.mesh, chip) for name, stage in step.stages.items()}
+    flops = _flops(run, config, request.virtue, found)
+    programs = {name: stage.program for name, stage in step.stages.items()}
+    if any(program is None for program in programs.values()):
+        unknown = ("waste", "collectives", "kernels", "terms", "slowest", "prediction")
+        return {"flops": flops} | dict.fromkeys(unknown)
+    costs = {name: program_cost(program, run.mesh, chip) for name, program in programs.items()}
     terms = sum((cost.terms for cost in costs.values()), Terms(*[0.0] * 7))
     devices = run.mesh.devices.size
     flops["compiled"] = terms.flops * devices
-    needed = useful or flops["capacity"]
+    needed = flops["useful"] or flops["capacity"]
     pairs = found[0] if found else config.batch_size
-    addends = ("matrix", "attention", "memory", "communication", "dcn")
-    named = {name: getattr(terms, name) for name in addends}
+    named = {name: getattr(terms, name) for name in ("matrix", "attention", "memory", "communication", "dcn")}
 
     def prediction(seconds: float) -> dict:
-        return {
-            "seconds": seconds,
-            "mfu": mfu(needed, seconds, chip.peak * devices),
-            "pairs_per_second": pairs / seconds,
-        }
+        utilisation = mfu(needed, seconds, chip.peak * devices)
+        return {"seconds": seconds, "mfu": utilisation, "pairs_per_second": pairs / seconds}
 
-    factors = request.factors
     return {
         "flops": flops,
         "waste": 1 - needed / flops["compiled"],
         "collectives": _collectives(costs),
         "kernels": [{"stage": name, **asdict(kernel)} for name, cost in costs.items() for kernel in cost.kernels],
         "terms": named,
+        "slowest": slowest_lines(programs, chip),
         "stage_seconds": {
             name: {"roofline": cost.terms.roofline_seconds, "cycles": cost.terms.cycles_seconds}
             for name, cost in costs.items()
@@ -156,7 +146,19 @@ def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Re
             "roofline": prediction(terms.roofline_seconds),
             "cycles": None if request.low_effort else prediction(terms.cycles_seconds),
         },
-        "calibrated": None if factors is None else prediction(calibrated(named, factors)),
+        "calibrated": None if request.factors is None else prediction(calibrated(named, request.factors)),
+    }
+
+
+def _flops(run: TrainSetup, config: TrainConfig, virtue: VirtueConfig, found) -> dict[str, float | None]:
+    """Of a step, over all devices; `compiled` is left open."""
+    trainable, groups = set(run.state.trainable), config.data.rows.values()
+    room = sum((capacity(group) for group in groups), Work())
+    return {
+        "useful": useful_flops(virtue, found[1], trainable).total if found else None,
+        "capacity": useful_flops(virtue, room, trainable).total,
+        "executed": executed_flops(virtue, groups, config.numerics, trainable).total,
+        "compiled": None,
     }
 
 

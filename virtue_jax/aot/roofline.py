@@ -3,7 +3,8 @@
 `roofline`: every instruction of the optimised program takes the longer of its arithmetic at the chip's peak and its HBM
 traffic at full bandwidth; an attention kernel likewise, its head size padded to what the matrix units take. `cycles`:
 what the compiler itself estimated for every instruction ("estimated_cycles") at the chip's clock; it estimates nothing
-for kernels, whose arithmetic is taken to run at `KERNEL_EFFICIENCY` of the peak.
+for kernels, whose arithmetic is taken to run at `KERNEL_EFFICIENCY` of the peak. Of a kernel's traffic both count what
+it must read and write once.
 
 In both, loops count by their trips. Copies that the compiler started ahead of their use, and collectives that it let
 run beside arithmetic, take nothing (perfect overlap); all other collectives take their bytes over the links of the
@@ -12,6 +13,7 @@ overlap. Reading data, host transfers and the start of programs are not in it.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jax.sharding import Mesh
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from virtue_jax.aot.arithmetic import hbm_bytes, product_flops
 from virtue_jax.aot.chips import Chip
 from virtue_jax.aot.collectives import DCN, KINDS, Collective, find_collectives
-from virtue_jax.aot.hlo import Program
+from virtue_jax.aot.hlo import Instruction, Program
 from virtue_jax.aot.kernels import Kernel, find_kernels, is_kernel
 
 KERNEL_EFFICIENCY = 0.5  # of the peak, on what a kernel computes: assumed for "cycles"
@@ -62,37 +64,59 @@ class ProgramCost:
     kernels: list[Kernel]
 
 
-def program_cost(program: Program, mesh: Mesh, chip: Chip) -> ProgramCost:
+@dataclass(frozen=True)
+class InstructionCost:
+    """An instruction outside of kernels and collectives, over all its runs. Seconds: arithmetic at the peak, memory as
+    in `Terms`, cycles by the compiler's estimate; flops, and bytes to and from HBM."""
+
+    instruction: Instruction
+    times: float
+    arithmetic: float
+    memory: float
+    cycles: float
+    flops: float
+    bytes: float
+
+
+def instruction_costs(program: Program, chip: Chip) -> Iterator[InstructionCost]:
     """Raises:
-    ValueError: a loop whose trips cannot be read, a kernel that is not known.
+    ValueError: a loop whose trips cannot be read.
     """
-    matrix = memory = cycles = flops = 0.0
     for instruction, computation, times in program.executed():
         if is_kernel(instruction) or instruction.opcode.removesuffix("-start").removesuffix("-done") in KINDS:
             continue
         if instruction.opcode in _AHEAD:
             continue
-        arithmetic = product_flops(program, instruction, computation)
-        traffic = hbm_bytes(program, instruction, computation) / chip.hbm_bandwidth
-        compute = arithmetic / chip.peak
-        flops += times * arithmetic
-        matrix += times * compute
-        memory += times * max(0.0, traffic - compute)
+        flops = product_flops(program, instruction, computation)
+        moved = hbm_bytes(program, instruction, computation)
+        compute, traffic = flops / chip.peak, moved / chip.hbm_bandwidth
         estimated = _CYCLES.search(instruction.attributes)
-        cycles += times * (int(estimated[1]) / chip.clock if estimated else max(compute, traffic))
+        cycles = int(estimated[1]) / chip.clock if estimated else max(compute, traffic)
+        each = (compute, max(0.0, traffic - compute), cycles, flops, moved)
+        yield InstructionCost(instruction, times, *(times * value for value in each))
+
+
+def program_cost(program: Program, mesh: Mesh, chip: Chip) -> ProgramCost:
+    """Raises:
+    ValueError: a loop whose trips cannot be read, a kernel that is not known.
+    """
+    costs = list(instruction_costs(program, chip))
     kernels = find_kernels(program)
-    attention = sum(kernel.flops for kernel in kernels) / chip.peak
+    computing = [kernel.flops / chip.peak for kernel in kernels]
+    moving = [kernel.bytes / chip.hbm_bandwidth for kernel in kernels]
+    waiting = sum(max(0.0, y - x) for x, y in zip(computing, moving, strict=True))
+    busy = sum(max(x / KERNEL_EFFICIENCY, y) for x, y in zip(computing, moving, strict=True))
     collectives = find_collectives(program, mesh, chip)
     waits = [one for one in collectives if one.network != DCN and not one.asynchronous]
     return ProgramCost(
         Terms(
-            matrix=matrix,
-            attention=attention,
-            memory=memory,
+            matrix=sum(cost.arithmetic for cost in costs),
+            attention=sum(computing),
+            memory=sum(cost.memory for cost in costs) + waiting,
             communication=sum(one.seconds for one in waits),
             dcn=sum(one.seconds for one in collectives if one.network == DCN),
-            cycles=cycles + attention / KERNEL_EFFICIENCY,
-            flops=flops + sum(kernel.flops for kernel in kernels),
+            cycles=sum(cost.cycles for cost in costs) + busy,
+            flops=sum(cost.flops for cost in costs) + sum(kernel.flops for kernel in kernels),
         ),
         collectives,
         kernels,

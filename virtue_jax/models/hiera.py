@@ -1,6 +1,6 @@
 """SAM-2's image trunk, Hiera (arXiv 2306.00989): four stages of windowed and global attention, the map halved between.
 
-Letters: B batch, H, W map, N windows over the batch, L tokens of a window, C channels.
+Letters: B batch, H, W map, C channels.
 """
 
 import jax
@@ -11,7 +11,10 @@ from jax import lax
 from virtue_jax.config import HieraConfig, Numerics
 from virtue_jax.models.layers import LayerNorm, Linear, Mlp, branch_scope, gelu, rematerialised, scan, stack
 from virtue_jax.ops.attention import attention
+from virtue_jax.ops.heads import project_heads, project_length_last
 from virtue_jax.ops.resize import resize_bicubic
+from virtue_jax.ops.window_attention import window_attention
+from virtue_jax.ops.windows import max_pool
 
 GLOBAL = 0  # window size that means the whole map, as in SAM-2
 STAGES = 4
@@ -53,23 +56,15 @@ class WindowAttention(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, x_BHWC, window: int):
-        B, H, W, _ = x_BHWC.shape
-        x_NhwC = x_BHWC if window == GLOBAL else _windows(x_BHWC, window)
-        N, h, w, _ = x_NhwC.shape
-        q, k, v = jnp.split(self.qkv(x_NhwC), 3, axis=-1)
-        if self.pool:
-            q, h_q, w_q, H, W = _max_pool(q), h // 2, w // 2, H // 2, W // 2
-        else:
-            h_q, w_q = h, w
-        # A window is far shorter than a kernel's block; only global attention is worth one.
-        backend = self.numerics.attention if window == GLOBAL else "xla"
-        y = attention(self._heads(q), self._heads(k), self._heads(v), backend=backend).reshape(N, h_q, w_q, -1)
-        # Projected after the padding of the windows is gone.
-        return self.proj(y if window == GLOBAL else _unwindows(y, B, H, W))
-
-    def _heads(self, x_NhwC):
-        N, h, w, C = x_NhwC.shape
-        return x_NhwC.reshape(N, h * w, self.heads, C // self.heads)
+        dtype, backend = jnp.dtype(self.numerics.compute), self.numerics.attention
+        x = x_BHWC.astype(dtype)
+        qkv, proj = ((one.kernel[...].astype(dtype), one.bias[...].astype(dtype)) for one in (self.qkv, self.proj))
+        if window != GLOBAL:
+            return window_attention(x, qkv, proj, heads=self.heads, window=window, pooled=self.pool, backend=backend)
+        B, H, W, C = x.shape
+        project = project_length_last if backend == "splash" else project_heads
+        q, k, v = project(x.reshape(B, H * W, C), *qkv, self.heads)
+        return self.proj(attention(q, k, v, backend=backend).reshape(B, H, W, -1))
 
 
 class Block(nnx.Module):
@@ -89,7 +84,7 @@ class Block(nnx.Module):
         this block's own, traced or not."""
         normed = self.norm1(x_BHWC)
         # SAM-2's shortcut into a new stage starts from the normed input.
-        shortcut = _max_pool(self.proj(normed)) if self.opens_stage else x_BHWC
+        shortcut = max_pool(self.proj(normed)) if self.opens_stage else x_BHWC
         x_BHWC = shortcut + self._attend(normed, windows, choice)
         return x_BHWC + self.mlp(self.norm2(x_BHWC))
 
@@ -202,28 +197,3 @@ def block_windows(config: HieraConfig) -> list[tuple[int, ...]]:
         windows.append(tuple(sizes))
         block += count
     return windows
-
-
-def _windows(x_BHWC, window: int):
-    """[B, H, W, C] -> [N, window, window, C], row-major, the map zero-padded to whole windows.
-
-    The padding is seen by attention as keys: SAM-2 does not mask it.
-    """
-    B, H, W, C = x_BHWC.shape
-    x = jnp.pad(x_BHWC, ((0, 0), (0, -H % window), (0, -W % window), (0, 0)))
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x.reshape(B, rows, window, columns, window, C).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(B * rows * columns, window, window, C)
-
-
-def _unwindows(x_NhwC, B: int, H: int, W: int):
-    """The inverse of `_windows`: [N, window, window, C] -> [B, H, W, C], padding dropped."""
-    window, C = x_NhwC.shape[1], x_NhwC.shape[3]
-    rows, columns = -(-H // window), -(-W // window)
-    x = x_NhwC.reshape(B, rows, columns, window, window, C).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, rows * window, columns * window, C)[:, :H, :W]
-
-
-def _max_pool(x_BHWC):
-    B, H, W, C = x_BHWC.shape
-    return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).max(axis=(2, 4))

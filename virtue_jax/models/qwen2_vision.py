@@ -7,6 +7,7 @@ from flax import nnx
 from virtue_jax.config import Numerics, VisionConfig
 from virtue_jax.models.layers import LayerNorm, Linear, gelu, scan, stack
 from virtue_jax.ops.attention import attention
+from virtue_jax.ops.heads import project_heads, project_length_last
 from virtue_jax.ops.rotary import patch_angles, rotate, rotate_columns
 
 
@@ -39,25 +40,21 @@ class VisionAttention(nnx.Module):
         self.numerics = numerics
 
     def __call__(self, x, angles, segments):
-        backend = self.numerics.attention
-        heads = self._length_last if backend == "splash" else self._heads_last
-        q, k, v = heads(x, angles)
+        backend, dtype = self.numerics.attention, jnp.dtype(self.numerics.compute)
+        project = self._length_last if backend == "splash" else self._heads_last
+        q, k, v = project(x.astype(dtype), *(p[...].astype(dtype) for p in (self.qkv.kernel, self.qkv.bias)), angles)
         out = attention(q, k, v, q_segments=segments, kv_segments=segments, backend=backend)
         return self.proj(out.reshape(x.shape))
 
-    def _heads_last(self, x, angles):
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
+    def _heads_last(self, x, kernel, bias, angles):
+        q, k, v = project_heads(x, kernel, bias, self.num_heads)
         return rotate(q, angles), rotate(k, angles), v
 
-    def _length_last(self, x, angles):
-        """The same for the TPU kernel, which reads heads of 80 with the length last (`ops/splash.py`): made and turned
-        there, they and their halves take no lanes for padding, and nothing is moved about."""
-        dim, dtype = x.shape[2], jnp.dtype(self.numerics.compute)
-        heads = (3, self.num_heads, dim // self.num_heads)
-        kernel, bias = (p[...].astype(dtype) for p in (self.qkv.kernel, self.qkv.bias))
-        qkv_TRHDL = jnp.einsum("rlc,cthd->trhdl", x.astype(dtype), kernel.reshape(dim, *heads))
-        q, k, v = qkv_TRHDL + bias.reshape(heads)[:, None, :, :, None]
-        return [y.transpose(0, 3, 1, 2) for y in (rotate_columns(q, angles), rotate_columns(k, angles), v)]
+    def _length_last(self, x, kernel, bias, angles):
+        def turn(part, y):
+            return rotate_columns(y, angles) if part < 2 else y
+
+        return project_length_last(x, kernel, bias, self.num_heads, turn)
 
 
 class VisionMlp(nnx.Module):

@@ -92,7 +92,7 @@ class CompileJob:
         return Entry(self.point.inputs(), self._key, report, error, round(self.seconds, 3), round(peak, 3))
 
     def _peak_gib(self, said: int) -> float:
-        """said: `ru_maxrss`, which on Linux counts the copy of its parent that a process is before it runs its program."""
+        """said: `ru_maxrss`, which on Linux counts the copy of its parent that a process starts as."""
         if self._seen and said <= self._parents:
             return self._seen
         return said / (2**30 if sys.platform == "darwin" else 2**20)

@@ -21,10 +21,10 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
 from virtue_jax.ops.attention import AUTO
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.attention_cost import attention_cost
+from virtue_jax.train.cost.image_encoder import Products, image_encoder, kernel_padding
 from virtue_jax.train.cost.work import Work, capacity
 
 CONNECTOR_DOOR = "connector.reduce.kernel"
@@ -68,13 +68,6 @@ class StepFlops(NamedTuple):
     @property
     def total(self) -> float:
         return sum(self)
-
-
-class Products(NamedTuple):
-    """FLOPs of one forward pass of a part: `linear` by the path of the weight, `attention` over whole squares."""
-
-    linear: dict[str, float]
-    attention: float
 
 
 def useful_flops(config: VirtueConfig, work: Work, trainable: Collection[str]) -> StepFlops:
@@ -143,6 +136,10 @@ def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: 
     if part == "text":
         linear += _adapter_overhead(config, numerics, products.linear, 2 + chunked + layers)
         linear -= _not_recomputed(config, numerics) * products.linear[LAST_PRODUCT] if layers else 0
+    elif part == "sam2" and numerics.attention == "splash":
+        linear += kernel_padding(config.sam2, group.rows * group.shape.images, numerics.compute) * (
+            1 + chunked + layers
+        )
     kernel_kept = numerics.attention == "splash" and numerics.remat in ("outputs", "dots")
     again = chunked + (inside and numerics.remat in ("layer", "outputs", "dots") and not kernel_kept)
     square, backward = attention_cost(config, group, numerics, part)
@@ -178,43 +175,12 @@ def _not_recomputed(config: VirtueConfig, numerics: Numerics) -> int:
 def forward_products(config: VirtueConfig, work: Work) -> dict[str, Products]:
     """FLOPs of one forward pass over `work`, by the parts of `StepFlops`."""
     return {
-        "sam2": _image_encoder(config.sam2, work.images),
+        "sam2": image_encoder(config.sam2, work.images),
         "prompts": _prompts(config.sam2, work),
         "vision": _vision(config.vision, work),
         "connector": _connector(config, work.prompts),
         "text": _text(config, work),
     }
-
-
-def _image_encoder(config: Sam2Config, images: int) -> Products:
-    hiera, linear, attention = config.hiera, {}, 0.0
-    side, dims = config.image_size // PATCH_STRIDE, hiera.stage_dims
-    linear["sam2.trunk.patch_embed.kernel"] = 2.0 * side**2 * PATCH_KERNEL**2 * 3 * dims[0]
-    maps = []
-    for s, windows in enumerate(block_windows(hiera)):
-        for i, window in enumerate(windows):
-            d_in, opens = (dims[s - 1], True) if s > 0 and i == 0 else (dims[s], False)
-            path = f"sam2.trunk.stages.{s}.{'rest' if i else 'first'}"
-            padded = side if window == GLOBAL else -(-side // window) * window
-            keys = side**2 if window == GLOBAL else window**2
-            queries, out = padded**2 // (4 if opens else 1), side // (2 if opens else 1)
-            block = {
-                "attn.qkv": padded**2 * d_in * 3 * dims[s],
-                "attn.proj": out**2 * dims[s] ** 2,
-                "mlp.fc1": out**2 * 4 * dims[s] ** 2,
-                "mlp.fc2": out**2 * 4 * dims[s] ** 2,
-            } | ({"proj": side**2 * d_in * dims[s]} if opens else {})
-            for name, size in block.items():
-                key = f"{path}.{name}.kernel"
-                linear[key] = linear.get(key, 0.0) + 2.0 * size
-            attention += 4.0 * queries * keys * dims[s]
-            side = out
-        maps.append(side)
-    # Only what the stride-16 level needs of the neck: its own convolution and, coming from above, the coarsest.
-    needed = (2, 3) if 2 in config.fpn_top_down_levels else (2,)
-    for level in needed:
-        linear[f"sam2.neck.convs.{3 - level}.kernel"] = 2.0 * maps[level] ** 2 * dims[level] * config.d_model
-    return Products({path: images * flops for path, flops in linear.items()}, images * attention)
 
 
 def _prompts(config: Sam2Config, work: Work) -> Products:
