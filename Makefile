@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-quick aot scaling scaling-page lint clean
+.PHONY: quickstart test test-quick aot scaling scaling-page clean
 
 quickstart: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh

@@ -200,7 +200,7 @@ def supervised(run: Run, retries: int) -> int:
 
 
 def verdict(statuses: list[int]) -> tuple[str, int]:
-    """("finished" | "again" | "stop", exit status). Negative = killed by that signal; launch/verdict.sh says the same.
+    """("finished" | "again" | "stop", exit status). Negative = killed by that signal; launch/launcher.sh says the same.
 
     A process that cannot go on is why the others ended, whatever they ended with.
     """

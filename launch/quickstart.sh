@@ -16,7 +16,7 @@ fi
 work=${1:-runs/quickstart}
 export JAX_PLATFORMS=cpu
 
-carry_out() { # for any bash, and so without verdict.sh
+carry_out() { # for any bash, and so without launcher.sh
     if [[ -z $dry_run ]]; then "$@"; else printf '%q ' "$@" && echo; fi
 }
 

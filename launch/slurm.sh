@@ -18,28 +18,19 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR
-source "$here/verdict.sh"
+source "$here/launcher.sh"
 
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+nodes='' gpus='' per_node='' limit=() warning=300 retries=10 further=()
 
-parse() {
-    nodes='' gpus='' per_node='' limit=() warning=300 retries=10 further=()
-    while (($#)) && [[ $1 != -- ]]; do
-        case $1 in
-            --per-node) per_node=yes ;;
-            --dry-run) DRY_RUN=yes ;;
-            --sbatch=*) further+=("${1#--sbatch=}") ;;
-            -h | --help) usage && exit ;;
-            --*) parse_value "$@" && shift ;;
-            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
-        esac
-        shift
-    done
-    arguments=("${@:2}")
+switch() {
+    case $1 in
+        --per-node) per_node=yes ;;
+        --sbatch=*) further+=("${1#--sbatch=}") ;;
+        *) return 1 ;;
+    esac
 }
 
-parse_value() {
-    given "$1" "$#"
+option() {
     case $1 in
         --nodes) whole_number "$1" "$2" 1 && nodes=$((10#$2)) ;;
         --gpus) whole_number "$1" "$2" 1 && gpus=$((10#$2)) ;;
@@ -50,7 +41,7 @@ parse_value() {
     esac
 }
 
-parse "$@"
+read_options "$@"
 [[ -n $nodes && -n $gpus ]] || refuse "--nodes and --gpus are needed"
 local_workdir "${arguments[@]}"
 environment=("VIRTUE_LAUNCH=$here" "VIRTUE_RETRIES=$retries")

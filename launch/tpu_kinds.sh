@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What Google Cloud calls the TPUs that `virtue compile --topology CHIP:SHAPE` names. Sourced after verdict.sh.
+# What Google Cloud calls the TPUs that `virtue compile --topology CHIP:SHAPE` names. Sourced after launcher.sh.
 
 # tpu_kind CHIP:SHAPE: sets chip, shape, chips (in a slice) and hosts (of four chips each).
 tpu_kind() {

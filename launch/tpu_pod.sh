@@ -25,7 +25,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR
-source "$here/verdict.sh"
+source "$here/launcher.sh"
 # shellcheck source-path=SCRIPTDIR
 source "$here/tpu_kinds.sh"
 
@@ -36,27 +36,20 @@ follower=''
 scratch=$(mktemp -d)
 trap 'stop_following; rm -rf "$scratch"' EXIT
 
-parse() {
-    name='' zone='' tpu='' slices=1 retries=10 poll=30 runtime_given='' nfs='' setup='' keep='' delete=''
-    where=() capacity=() further=() reach=(--quiet) gcloud=(gcloud compute tpus queued-resources)
-    creator=("${gcloud[@]}")
-    while (($#)) && [[ $1 != -- ]]; do
-        case $1 in
-            --spot | --reserved) capacity+=("$1") ;;
-            --keep) keep=yes ;;
-            --delete) delete=yes ;;
-            --dry-run) DRY_RUN=yes ;;
-            -h | --help) usage && exit ;;
-            --*) parse_value "$@" && shift ;;
-            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
-        esac
-        shift
-    done
-    arguments=("${@:2}")
+name='' zone='' tpu='' slices=1 retries=10 poll=30 runtime_given='' nfs='' setup='' keep='' delete=''
+where=() capacity=() further=() reach=(--quiet) gcloud=(gcloud compute tpus queued-resources)
+creator=("${gcloud[@]}")
+
+switch() {
+    case $1 in
+        --spot | --reserved) capacity+=("$1") ;;
+        --keep) keep=yes ;;
+        --delete) delete=yes ;;
+        *) return 1 ;;
+    esac
 }
 
-parse_value() {
-    given "$1" "$#"
+option() {
     case $1 in
         --name) name=$2 ;;
         --zone) zone=$2 ;;
@@ -74,8 +67,6 @@ parse_value() {
         *) refuse "$1: no such option; --help lists them" ;;
     esac
 }
-
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 check() {
     [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] || refuse "--name '$name': expected a-z, 0-9 and -, from a letter on"
@@ -267,7 +258,7 @@ plan() {
     [[ -n $keep ]] || remove
 }
 
-parse "$@"
+read_options "$@"
 check
 if [[ -n $delete ]]; then
     remove

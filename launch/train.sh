@@ -10,7 +10,7 @@ if (($# == 0)) || [[ $1 == -h || $1 == --help ]]; then
     exit $(($# == 0 ? 2 : 0))
 fi
 # shellcheck source-path=SCRIPTDIR
-source "$(dirname "${BASH_SOURCE[0]}")/verdict.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.sh"
 if [[ $1 == --dry-run ]]; then
     DRY_RUN=yes
     shift

@@ -19,28 +19,13 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR
-source "$here/../verdict.sh"
+source "$here/../launcher.sh"
 # shellcheck source-path=SCRIPTDIR
 source "$here/../tpu_kinds.sh"
 
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+name='' tpu='' gpus='' image='' claim='' slices=1 nodes=1 retries=50 chips_per_host='' kubectl=(kubectl)
 
-parse() {
-    name='' tpu='' gpus='' image='' claim='' slices=1 nodes=1 retries=50 chips_per_host='' kubectl=(kubectl)
-    while (($#)) && [[ $1 != -- ]]; do
-        case $1 in
-            --dry-run) DRY_RUN=yes ;;
-            -h | --help) usage && exit ;;
-            --*) parse_value "$@" && shift ;;
-            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
-        esac
-        shift
-    done
-    arguments=("${@:2}")
-}
-
-parse_value() {
-    given "$1" "$#"
+option() {
     case $1 in
         --name) name=$2 ;;
         --tpu) tpu=$2 ;;
@@ -109,7 +94,7 @@ rendered() {
     printf '%s\n' "$text"
 }
 
-parse "$@"
+read_options "$@"
 check
 yaml=$(rendered)
 if [[ ${DRY_RUN:-} == yes ]]; then

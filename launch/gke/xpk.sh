@@ -13,28 +13,13 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source-path=SCRIPTDIR
-source "$here/../verdict.sh"
+source "$here/../launcher.sh"
 # shellcheck source-path=SCRIPTDIR
 source "$here/../tpu_kinds.sh"
 
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+name='' cluster='' tpu='' image='' slices=1 retries=50 options=()
 
-parse() {
-    name='' cluster='' tpu='' image='' slices=1 retries=50 options=()
-    while (($#)) && [[ $1 != -- ]]; do
-        case $1 in
-            --dry-run) DRY_RUN=yes ;;
-            -h | --help) usage && exit ;;
-            --*) parse_value "$@" && shift ;;
-            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
-        esac
-        shift
-    done
-    arguments=("${@:2}")
-}
-
-parse_value() {
-    given "$1" "$#"
+option() {
     case $1 in
         --name) name=$2 ;;
         --cluster) cluster=$2 ;;
@@ -56,7 +41,7 @@ device() {
     esac
 }
 
-parse "$@"
+read_options "$@"
 [[ $name =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] || refuse "--name '$name': expected a-z, 0-9 and -, from a letter on"
 [[ -n $cluster ]] || refuse "no --cluster"
 [[ -n $image ]] || refuse "no --image: one made from launch/gke/Dockerfile"

@@ -11,14 +11,14 @@ from launch import local
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for end in ("*.sh", "*.sbatch") for path in LAUNCH.rglob(end))
-SOURCED = ("verdict.sh", "tpu_kinds.sh")
+SOURCED = ("launcher.sh", "tpu_kinds.sh")
 # Which of these a user starts.
 COMMANDS = ("tpu_pod.sh", "slurm.sh", "gke/run.sh", "gke/xpk.sh")
 
 
 def in_bash(function: str, *arguments: str) -> str:
-    """What a function of verdict.sh says."""
-    command = ["bash", "-c", 'source "$1" && "${@:2}"', "test", str(LAUNCH / "verdict.sh"), function, *arguments]
+    """What a function of launcher.sh says."""
+    command = ["bash", "-c", 'source "$1" && "${@:2}"', "test", str(LAUNCH / "launcher.sh"), function, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -56,7 +56,7 @@ def test_the_shell_and_the_local_launcher_judge_alike(number, other):
         "-c",
         'source "$1" && verdict "${@:2}"',
         "test",
-        str(LAUNCH / "verdict.sh"),
+        str(LAUNCH / "launcher.sh"),
         str(number),
         str(other),
     ]

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What launchers have in common: how they speak, and what the exit statuses of a run's processes mean. Sourced.
+# What launchers have in common: how they speak, read options, and take the exit statuses of a run's processes. Sourced.
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || {
     echo "${0##*/}: bash $BASH_VERSION is too old; 4.4 or later is needed" >&2
@@ -56,6 +56,34 @@ whole_number() {
 # given OPTION ARGUMENTS-LEFT: refuses an option without a value.
 given() {
     (($2 > 1)) || refuse "$1: no value"
+}
+
+# The comment that a script opens with.
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
+
+# switch OPTION: takes one that has no value; fails where there is none of this name. Scripts define their own.
+switch() { return 1; }
+
+# read_options ARGUMENT...: options up to --, each to the script's `switch`, or with its value to its `option`; sets
+# arguments to those of `virtue train`.
+read_options() {
+    while (($#)) && [[ $1 != -- ]]; do
+        case $1 in
+            --dry-run) DRY_RUN=yes ;;
+            -h | --help) usage && exit ;;
+            --*)
+                if ! switch "$1"; then
+                    given "$1" "$#"
+                    option "$1" "$2"
+                    shift
+                fi
+                ;;
+            *) refuse "$1: not understood; arguments of \`virtue train\` follow --" ;;
+        esac
+        shift
+    done
+    # shellcheck disable=SC2034 # read by the script
+    arguments=("${@:2}")
 }
 
 # local_workdir ARGUMENT...: sets workdir from arguments of `virtue train`; refuses them without one that is a folder's path.
