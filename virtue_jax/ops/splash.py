@@ -54,11 +54,16 @@ def _kernel(q, k, v, q_segments, kv_segments, *, scale, causal, interpret):
 
 
 def splash_block(length: int, what: str) -> int:
-    """The largest block that divides the length."""
-    blocks = [b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0]
-    if not blocks:
+    """Raises ValueError: no block divides the length."""
+    block = largest_block(length)
+    if block is None:
         raise ValueError(
             f"attention backend 'splash': {length} {what} are not a multiple of {LANES}; make the "
             f"row shape's slots or patches a multiple of {LANES} (512 is faster), or set numerics.attention='xla'"
         )
-    return blocks[-1]
+    return block
+
+
+def largest_block(length: int) -> int | None:
+    """That divides the length; None where none does."""
+    return max((b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0), default=None)

@@ -1,7 +1,7 @@
 """What a step executes of an attention's square, by backend, length and head size."""
 
 from virtue_jax.config import Numerics, VirtueConfig
-from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, LANES, LARGEST_SPLASH_BLOCK
+from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, LANES, largest_block
 from virtue_jax.ops.triton_attention import LEAST_SIZE, tuning
 from virtue_jax.ops.xla_attention import LOGITS_BYTES
 from virtue_jax.train.config import RowGroup
@@ -31,8 +31,9 @@ def attention_cost(config: VirtueConfig, group: RowGroup, numerics: Numerics, pa
         block, padded = max(tuning(head, numerics.compute).forward[:2]), -(-head // LEAST_SIZE) * LEAST_SIZE / head
         return _causal_share(block, length) * padded if part == "text" else padded, TRITON_BACKWARD
     padded = -(-head // LANES) * LANES / head  # of the matrix unit
-    block = max((b for b in range(LANES, LARGEST_SPLASH_BLOCK + 1, LANES) if length % b == 0), default=length)
-    block = max(block, FAST_SPLASH_BLOCK)  # a smaller one skips more of the square, but not more time
+    block = max(
+        largest_block(length) or length, FAST_SPLASH_BLOCK
+    )  # a smaller one skips more of the square, but not more time
     square = _causal_share(block, length) if part == "text" else 1.0
     return square * padded, SPLASH_BACKWARD
 
