@@ -38,7 +38,8 @@ def events(log: Path, kind: str) -> list[int]:
 
 
 def test_every_point_is_compiled_once_whatever_it_is_called(tmp_path, log):
-    points = [point(16), point(32), replace(point(16), name="another name")]
+    first, second = point(16, seconds=0.3), point(32, seconds=0.3)  # long enough to be looked at
+    points = [first, second, replace(first, name="another name")]
     entries = run_points(points, tmp_path / "cache")
     assert sorted(events(log, "start")) == [16, 32]
     assert [entries[each].report["batch"] for each in points] == [16, 32, 16]
