@@ -59,7 +59,7 @@ given() {
 }
 
 # The comment that a script opens with.
-usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[-1]}"; }
 
 # switch OPTION: takes one that has no value; fails where there is none of this name. Scripts define their own.
 switch() { return 1; }

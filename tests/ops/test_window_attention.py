@@ -98,7 +98,7 @@ def test_windows_are_cut_into_whole_tiles():
     assert (labels == [0] * 7 + [1] * 7 + [-1] * 2).all()
 
 
-def test_a_row_of_windows_that_memory_has_no_room_for_is_taken_in_parts_or_by_products(monkeypatch):
+def test_a_row_of_windows_that_memory_has_no_room_for_is_taken_in_parts_or_by_products():
     """The last opening block of SAM-2.1 b+ in parts; in float32 and wider, not at all."""
     shape, asked = (4, 64, 64, 448), {"heads": 16, "window": 14, "pooled": True}
     assert plan(shape, 896, **asked, dtype=jnp.bfloat16).at_once == 1
@@ -112,6 +112,14 @@ def test_a_row_of_windows_that_memory_has_no_room_for_is_taken_in_parts_or_by_pr
     assert out.shape == (1, 2, 2, 4096)
     text = str(jax.make_jaxpr(lambda x, *p: attend(x, p[:2], p[2:]))(*given))
     assert "pallas_call" not in text
+
+
+def test_what_the_compiler_cannot_take_has_no_plan():
+    """Found with libtpu 0.0.42: pooled heads of more than 128 lanes, and logits larger than a chip's memory."""
+    assert plan((1, 64, 64, 128), 320, 2, 8, True, jnp.bfloat16) is None
+    assert plan((1, 64, 64, 128), 320, 2, 8, False, jnp.bfloat16) is not None
+    assert plan((1, 64, 64, 32), 64, 1, 48, False, jnp.bfloat16) is None
+    assert plan((1, 64, 64, 32), 64, 1, 28, False, jnp.bfloat16) is not None
 
 
 def test_parts_of_a_row_give_what_the_whole_row_does(monkeypatch):

@@ -19,8 +19,9 @@ TERMS = {
 
 @dataclass(frozen=True)
 class Factors:
-    """matrix: on matrix products and what memory adds to them; attention: on the attention kernels; communication: on
-    both networks. chips: the chips whose steps were measured; of others the factors say nothing."""
+    """matrix: on matrix products and what memory adds to them; attention: on the attention kernels, which in SAM-2's
+    windows are the projections too; communication: on both networks. chips: the chips whose steps were measured; of
+    others the factors say nothing."""
 
     matrix: float
     attention: float

@@ -26,7 +26,8 @@ _SAYS_FLOPS = re.compile(r'"cost_estimate":\{[^}]*"flops":"(\d+)"')
 class Kernel:
     """One attention kernel. flops: of all its runs, what a causal kernel skips left out, heads padded as the matrix
     units pad them. bytes: of all its runs, each operand read and each result written once. shape: (batch, query heads,
-    queries, keys, head size) of splash attention, (batch, height, width, channels) of a map with windows."""
+    queries, keys, head size) of splash attention, (batch, height, width, channels in and out) of
+    the padded map of windows."""
 
     name: str
     count: float
@@ -64,7 +65,7 @@ def _of_windows(instruction: Instruction, computation: Computation) -> tuple[str
     if says is None:
         raise ValueError(f"HLO: kernel {instruction.name} does not say its FLOPs")
     (x,) = computation.instructions[instruction.operands[0]].arrays
-    return window_kernel.NAME, x.dims, float(says[1])
+    return window_kernel.NAME, (*x.dims, instruction.arrays[0].dims[-1]), float(says[1])
 
 
 def _of_splash(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:

@@ -67,12 +67,14 @@ def _print_collectives(report: dict, console: Console) -> None:
 
 
 def _print_slowest(report: dict, console: Console) -> None:
-    table = Table("stage", "slowest lines and kernels", "ms", "of it HBM", "ms by cycles", "GB", "TFLOP")
+    columns = {"ms": "seconds", "of it HBM": "memory"}
+    if report["prediction"]["cycles"]:  # what low effort estimates means nothing
+        columns["ms by cycles"] = "cycles"
+    table = Table("stage", "slowest lines and kernels", *columns, "GB", "TFLOP")
     for line in report["slowest"][:MOST_LINES]:
-        times = (f"{line[name] * 1e3:.1f}" for name in ("seconds", "memory", "cycles"))
-        table.add_row(
-            line["stage"], line["source"], *times, f"{line['bytes'] / 1e9:.1f}", f"{line['flops'] / 1e12:.1f}"
-        )
+        times = (f"{line[name] * 1e3:.1f}" for name in columns.values())
+        amounts = (f"{line['bytes'] / 1e9:.1f}", f"{line['flops'] / 1e12:.1f}")
+        table.add_row(line["stage"], line["source"], *times, *amounts)
     console.print(table)
 
 

@@ -24,7 +24,7 @@ NAME = "window_attention"
 SUBLANES = 16  # of a tile of bfloat16: a map's columns are cut at its multiples
 GROUP = 128  # tokens: windows of fewer share a product, in which each sees its own
 POOL = 2
-VMEM = 12 * 2**20  # bytes that a grid step may plan with: v4 has 16 MiB, and values between products need some
+VMEM = 14 * 2**20  # bytes that a grid step may plan with; v4 has 16 MiB
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,29 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Of a grid step: blocks twice, since the next step's come in meanwhile."""
+        """Of a grid step: blocks twice, since the next step's come in meanwhile; values between products in float32."""
+        (_, *window, _), (_, *queries, _) = self.blocks
+        real = jnp.dtype(jnp.float32)
         blocks = 2 * sum(_tiled(shape, self.dtype) for shape in self.blocks)
         weights = _tiled((self.C, 3 * self.K), self.dtype) + _tiled((self.K, self.D), self.dtype)
-        return blocks + weights + sum(_tiled(*each) for each in self.scratch)
+        keys = self.cut.window * self.cut.columns
+        logits = _tiled((keys // self.cut.pool**2, keys), real)
+        values = max(_tiled((*window, chunk_of(self.size)[1]), real), 3 * logits, _tiled((*queries, self.D), real))
+        return blocks + weights + sum(_tiled(*each) for each in self.scratch) + values
 
 
 def _tiled(shape: tuple[int, ...], dtype: jnp.dtype) -> int:
-    return math.prod(shape[:-1]) * -(-shape[-1] // LANES) * LANES * dtype.itemsize
+    """Bytes of an array in whole tiles of 32 bits' 8 sublanes, and 128 lanes."""
+    *lead, rows, lanes = shape
+    tile = 32 // dtype.itemsize
+    return math.prod(lead) * (-(-rows // tile) * tile) * (-(-lanes // LANES) * LANES) * dtype.itemsize
 
 
 def plan(shape: tuple[int, ...], D: int, heads: int, window: int, pooled: bool, dtype) -> Plan | None:
-    """Of a map of this shape: the fewest grid steps whose memory is there; None where one group is too much."""
+    """Of a map of this shape: the fewest grid steps whose memory is there; None where one group is too much, or pooled
+    heads take more lanes than the compiler reads every other row of."""
+    if pooled and chunk_of(D // heads)[1] > LANES:
+        return None
     cut = cut_of(shape[2], window, pooled)
     plans = (
         Plan(cut, shape[3], D, D // heads, groups, jnp.dtype(dtype))

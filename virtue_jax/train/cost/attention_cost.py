@@ -13,8 +13,9 @@ SPLASH_BACKWARD = 2.5  # five, in one kernel
 def attention_cost(config: VirtueConfig, group: RowGroup, numerics: Numerics, part: str) -> tuple[float, float]:
     """(share of the square that a forward pass computes, backward pass relative to it) of a part of `StepFlops`.
 
-    Splash's blocks of causal attention count as 512 long at least. Blocks that Triton's kernel skips by segments count
-    as executed: how many there are depends on the data.
+    SAM-2's image encoder on TPUs is counted by `train/cost/image_encoder.py`. Splash's blocks of causal attention count
+    as 512 long at least. Blocks that Triton's kernel skips by segments count as executed: how many there are depends on
+    the data.
     """
     heads, length = config.text.num_attention_heads, group.shape.slots
     head = config.text.head_dim
@@ -31,9 +32,8 @@ def attention_cost(config: VirtueConfig, group: RowGroup, numerics: Numerics, pa
         block, padded = max(tuning(head, numerics.compute).forward[:2]), -(-head // LEAST_SIZE) * LEAST_SIZE / head
         return _causal_share(block, length) * padded if part == "text" else padded, TRITON_BACKWARD
     padded = -(-head // LANES) * LANES / head  # of the matrix unit
-    block = max(
-        largest_block(length) or length, FAST_SPLASH_BLOCK
-    )  # a smaller one skips more of the square, but not more time
+    # A smaller block than the fast one skips more of the square, but not more time.
+    block = max(largest_block(length) or length, FAST_SPLASH_BLOCK)
     square = _causal_share(block, length) if part == "text" else 1.0
     return square * padded, SPLASH_BACKWARD
 

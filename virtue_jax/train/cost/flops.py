@@ -24,7 +24,7 @@ from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, V
 from virtue_jax.ops.attention import AUTO
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.attention_cost import attention_cost
-from virtue_jax.train.cost.image_encoder import Products, image_encoder, kernel_padding
+from virtue_jax.train.cost.image_encoder import Products, image_encoder, tpu_overhead
 from virtue_jax.train.cost.work import Work, capacity
 
 CONNECTOR_DOOR = "connector.reduce.kernel"
@@ -137,9 +137,8 @@ def _executed(config, group: RowGroup, numerics: Numerics, part: str, products: 
         linear += _adapter_overhead(config, numerics, products.linear, 2 + chunked + layers)
         linear -= _not_recomputed(config, numerics) * products.linear[LAST_PRODUCT] if layers else 0
     elif part == "sam2" and numerics.attention == "splash":
-        linear += kernel_padding(config.sam2, group.rows * group.shape.images, numerics.compute) * (
-            1 + chunked + layers
-        )
+        images, runs = group.rows * group.shape.images, 1 + chunked + (inside and numerics.remat != "none")
+        linear += tpu_overhead(config.sam2, images, numerics.compute, runs, differentiated)
     kernel_kept = numerics.attention == "splash" and numerics.remat in ("outputs", "dots")
     again = chunked + (inside and numerics.remat in ("layer", "outputs", "dots") and not kernel_kept)
     square, backward = attention_cost(config, group, numerics, part)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from virtue_jax.config import Sam2Config
 from virtue_jax.models.hiera import GLOBAL, PATCH_KERNEL, PATCH_STRIDE, block_windows
+from virtue_jax.ops.splash import LANES
 from virtue_jax.ops.window_kernel import plan
 
 
@@ -31,17 +32,30 @@ class Block(NamedTuple):
         """Side of the map that it gives."""
         return self.side // 2 if self.opens else self.side
 
+    @property
+    def is_global(self) -> bool:
+        return self.window == GLOBAL
+
     def attention(self) -> tuple[float, float, float]:
         """FLOPs of an image: queries, keys and values (of whole windows); the squares; the output."""
-        whole = self.window == GLOBAL
-        padded = self.side if whole else -(-self.side // self.window) * self.window
-        keys = self.side**2 if whole else self.window**2
+        padded = self.side if self.is_global else -(-self.side // self.window) * self.window
+        keys = self.side**2 if self.is_global else self.window**2
         queries = padded**2 // (4 if self.opens else 1)
         qkv, proj = 2.0 * padded**2 * self.d_in * 3 * self.d_out, 2.0 * self.out**2 * self.d_out**2
         return qkv, 4.0 * queries * keys * self.d_out, proj
 
+    def by_kernel(self, dtype: str) -> float | None:
+        """FLOPs of an image where a TPU's kernel for windows computes them all, whole tiles of tokens and of heads;
+        None where none does."""
+        if self.is_global:
+            return None
+        shape = (1, self.side, self.side, self.d_in)
+        planned = plan(shape, self.d_out, self.heads, self.window, self.opens, dtype)
+        return None if planned is None else planned.flops(1, self.side)
+
 
 def trunk_blocks(config: Sam2Config) -> Iterator[Block]:
+    """In their order."""
     hiera, dims = config.hiera, config.hiera.stage_dims
     side = config.image_size // PATCH_STRIDE
     for s, windows in enumerate(block_windows(hiera)):
@@ -76,14 +90,15 @@ def image_encoder(config: Sam2Config, images: int) -> Products:
     return Products({path: images * flops for path, flops in linear.items()}, images * attention)
 
 
-def kernel_padding(config: Sam2Config, images: int, dtype: str) -> float:
-    """FLOPs that the TPU kernel for windows computes beyond what they have: whole tiles of tokens and of heads."""
+def tpu_overhead(config: Sam2Config, images: int, dtype: str, runs: int, trained: bool) -> float:
+    """FLOPs that TPU kernels execute beyond `image_encoder`'s: whole tiles of tokens and of heads in each of `runs`
+    forward passes; where the trunk trains, windows once more, whose backward pass keeps nothing of the forward."""
     extra = 0.0
     for block in trunk_blocks(config):
-        shape = (1, block.side, block.side, block.d_in)
-        planned = None
-        if block.window != GLOBAL:
-            planned = plan(shape, block.d_out, block.heads, block.window, block.opens, dtype)
-        if planned is not None:
-            extra += planned.flops(1, block.side) - sum(block.attention())
+        qkv, squares, proj = block.attention()
+        kernel, size = block.by_kernel(dtype), block.d_out // block.heads
+        if kernel is not None:
+            extra += runs * (kernel - qkv - squares - proj) + trained * (qkv + squares + proj)
+        elif block.is_global:
+            extra += runs * squares * (-(-size // LANES) * LANES / size - 1)
     return images * extra
