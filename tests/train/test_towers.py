@@ -11,6 +11,7 @@ from virtue_jax.models.virtue import Virtue
 from virtue_jax.train import towers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most_images", "most_patches"), [(4, 10_240), (2, 16)])
 def test_each_group_gets_what_it_would_alone(monkeypatch, most_images, most_patches):
     monkeypatch.setattr(towers, "MOST_IMAGES", most_images)
