@@ -29,7 +29,7 @@ HELP = f"""usage: {USAGE}
 --topology: v4, v5e, v5p, v6e or tpu7x and the shape of a slice, like v5e:16x16 or v5p:8x8x8; --slices: so many of them
 --mesh: sizes of mesh axes, in place of the run file's (or --config.mesh.fsdp=4)
 --batch: pairs of a step; the run file's row groups get as many more or fewer rows, rounded up to what the mesh divides
---effort low: half the compiler's time, without its estimates of cycles
+--effort low: a fifth of the compiler's time or less, without its estimates of cycles
 --calibration: factors of `virtue scale --calibrate`; --json: the whole report; --set batch=N is --batch N
 Needs no TPU and no weights: pip install 'virtue_jax[tpu]' brings the compiler.
 Exit status: 0 compiles and fits; 1 does not fit; 2 cannot be done as given."""
