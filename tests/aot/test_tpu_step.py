@@ -114,6 +114,7 @@ def test_the_slowest_lines_are_named_and_add_up_to_the_roofline(compiled):
     assert [line["seconds"] for line in lines] == sorted((line["seconds"] for line in lines), reverse=True)
     sources = {line["source"] for line in lines[:20]}
     assert any(source.startswith("virtue_jax/models/layers.py:") for source in sources)
+    assert not [line["source"] for line in lines if line["source"].startswith("/") or "site-packages" in line["source"]]
 
 
 def test_data_parallel_steps_exchange_slots_and_gradients_and_nothing_else(compiled):

@@ -14,8 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from virtue_jax.aot.chips import Chip
 from virtue_jax.aot.hlo import read_program
-from virtue_jax.aot.kernels import find_kernels
-from virtue_jax.aot.roofline import instruction_costs, program_cost
+from virtue_jax.aot.roofline import costs, program_cost
 from virtue_jax.aot.topology import chip_of, prepare_environment, topology_devices
 from virtue_jax.geometry import published_geometry
 from virtue_jax.ops.window_attention import window_attention
@@ -61,7 +60,7 @@ def _compiled(block: Block, backend: str, images: int, device: jax.Device) -> st
 
 def _print(head: str, program, mesh, chip: Chip) -> None:
     terms = program_cost(program, mesh, chip).terms
-    moved = sum(cost.bytes for cost in instruction_costs(program, chip)) + sum(k.bytes for k in find_kernels(program))
+    moved = sum(cost.bytes for cost in costs(program, chip))
     times = f"{terms.roofline_seconds * 1e3:12.2f}{terms.cycles_seconds * 1e3:11.2f}"
     print(f"{head}{times}{moved / 1e9:7.2f}{terms.flops / 1e12:8.3f}", flush=True)
 

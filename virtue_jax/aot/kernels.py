@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
@@ -42,21 +41,17 @@ def is_kernel(instruction: Instruction) -> bool:
     return instruction.opcode == "custom-call" and f'custom_call_target="{TARGET}"' in instruction.attributes
 
 
-def find_kernels(program: Program) -> list[Kernel]:
-    """Raises:
+def read_kernel(program: Program, instruction: Instruction, computation: Computation, times: float) -> Kernel:
+    """The kernel that an instruction of `computation`, run so many times, calls.
+
+    Raises:
     ValueError: a kernel that is neither splash attention nor says what it computes.
     """
-    return list(_kernels(program))
-
-
-def _kernels(program: Program) -> Iterator[Kernel]:
-    for instruction, computation, times in program.executed():
-        if is_kernel(instruction):
-            windows = instruction.name.startswith(window_kernel.NAME)
-            name, shape, each = (_of_windows if windows else _of_splash)(instruction, computation)
-            moved = times * hbm_bytes(program, instruction, computation)
-            what = operation(instruction)
-            yield Kernel(name, times, times * each, moved, shape, CAUSAL_SCOPE in what, what)
+    windows = instruction.name.startswith(window_kernel.NAME)
+    name, shape, each = (_of_windows if windows else _of_splash)(instruction, computation)
+    moved = times * hbm_bytes(program, instruction, computation)
+    what = operation(instruction)
+    return Kernel(name, times, times * each, moved, shape, CAUSAL_SCOPE in what, what)
 
 
 def _of_windows(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:

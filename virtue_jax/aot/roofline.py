@@ -22,7 +22,7 @@ from virtue_jax.aot.arithmetic import hbm_bytes, product_flops
 from virtue_jax.aot.chips import Chip
 from virtue_jax.aot.collectives import DCN, KINDS, Collective, find_collectives
 from virtue_jax.aot.hlo import Instruction, Program
-from virtue_jax.aot.kernels import Kernel, find_kernels, is_kernel
+from virtue_jax.aot.kernels import Kernel, is_kernel, read_kernel
 
 KERNEL_EFFICIENCY = 0.5  # of the peak, on what a kernel computes: assumed for "cycles"
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -65,59 +65,62 @@ class ProgramCost:
 
 
 @dataclass(frozen=True)
-class InstructionCost:
-    """An instruction outside of kernels and collectives, over all its runs. Seconds: arithmetic at the peak, memory as
-    in `Terms`, cycles by the compiler's estimate; flops, and bytes to and from HBM."""
+class Cost:
+    """An instruction or a kernel over all its runs, collectives left out. Seconds: compute at the peak, memory and
+    cycles as in `Terms`. flops; bytes to and from HBM. kernel: None for an instruction."""
 
     instruction: Instruction
+    kernel: Kernel | None
     times: float
-    arithmetic: float
+    compute: float
     memory: float
     cycles: float
     flops: float
     bytes: float
 
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.memory
 
-def instruction_costs(program: Program, chip: Chip) -> Iterator[InstructionCost]:
+
+def costs(program: Program, chip: Chip) -> Iterator[Cost]:
     """Raises:
-    ValueError: a loop whose trips cannot be read.
+    ValueError: a loop whose trips cannot be read, a kernel that is not known.
     """
     for instruction, computation, times in program.executed():
-        if is_kernel(instruction) or instruction.opcode.removesuffix("-start").removesuffix("-done") in KINDS:
+        if instruction.opcode in _AHEAD or instruction.opcode.removesuffix("-start").removesuffix("-done") in KINDS:
             continue
-        if instruction.opcode in _AHEAD:
-            continue
-        flops = product_flops(program, instruction, computation)
-        moved = hbm_bytes(program, instruction, computation)
+        kernel, estimated = None, _CYCLES.search(instruction.attributes)
+        if is_kernel(instruction):
+            kernel = read_kernel(program, instruction, computation, times)
+            flops, moved = kernel.flops, kernel.bytes
+        else:
+            flops = times * product_flops(program, instruction, computation)
+            moved = times * hbm_bytes(program, instruction, computation)
         compute, traffic = flops / chip.peak, moved / chip.hbm_bandwidth
-        estimated = _CYCLES.search(instruction.attributes)
-        cycles = int(estimated[1]) / chip.clock if estimated else max(compute, traffic)
-        each = (compute, max(0.0, traffic - compute), cycles, flops, moved)
-        yield InstructionCost(instruction, times, *(times * value for value in each))
+        cycles = max(compute / KERNEL_EFFICIENCY if kernel else compute, traffic)
+        if estimated and not kernel:
+            cycles = times * int(estimated[1]) / chip.clock
+        yield Cost(instruction, kernel, times, compute, max(0.0, traffic - compute), cycles, flops, moved)
 
 
 def program_cost(program: Program, mesh: Mesh, chip: Chip) -> ProgramCost:
     """Raises:
     ValueError: a loop whose trips cannot be read, a kernel that is not known.
     """
-    costs = list(instruction_costs(program, chip))
-    kernels = find_kernels(program)
-    computing = [kernel.flops / chip.peak for kernel in kernels]
-    moving = [kernel.bytes / chip.hbm_bandwidth for kernel in kernels]
-    waiting = sum(max(0.0, y - x) for x, y in zip(computing, moving, strict=True))
-    busy = sum(max(x / KERNEL_EFFICIENCY, y) for x, y in zip(computing, moving, strict=True))
+    found = list(costs(program, chip))
     collectives = find_collectives(program, mesh, chip)
     waits = [one for one in collectives if one.network != DCN and not one.asynchronous]
     return ProgramCost(
         Terms(
-            matrix=sum(cost.arithmetic for cost in costs),
-            attention=sum(computing),
-            memory=sum(cost.memory for cost in costs) + waiting,
+            matrix=sum(cost.compute for cost in found if not cost.kernel),
+            attention=sum(cost.compute for cost in found if cost.kernel),
+            memory=sum(cost.memory for cost in found),
             communication=sum(one.seconds for one in waits),
             dcn=sum(one.seconds for one in collectives if one.network == DCN),
-            cycles=sum(cost.cycles for cost in costs) + busy,
-            flops=sum(cost.flops for cost in costs) + sum(kernel.flops for kernel in kernels),
+            cycles=sum(cost.cycles for cost in found),
+            flops=sum(cost.flops for cost in found),
         ),
         collectives,
-        kernels,
+        [cost.kernel for cost in found if cost.kernel],
     )

@@ -5,14 +5,17 @@ from dataclasses import asdict, dataclass
 
 from virtue_jax.aot.chips import Chip
 from virtue_jax.aot.hlo import Program
-from virtue_jax.aot.kernels import find_kernels
-from virtue_jax.aot.roofline import KERNEL_EFFICIENCY, instruction_costs
+from virtue_jax.aot.roofline import Cost, costs
+
+# Where a path begins that says the same on every machine, and how much of it to leave out.
+_ROOTS = {"virtue_jax/": 0, "site-packages/": len("site-packages/")}
 
 
 @dataclass
 class SlowLine:
-    """One line of source in one stage; a fusion counts to the line of its root. seconds: by the roofline, of which
-    `memory` wait for HBM. cycles: seconds by the compiler's estimate. times: instructions run."""
+    """One line of source in one stage; a fusion counts to the line of its root, a kernel by its shape. seconds: by the
+    roofline, of which `memory` wait for HBM. cycles: seconds by the compiler's estimate, which at low effort means
+    nothing. times: instructions run."""
 
     stage: str
     source: str
@@ -29,27 +32,22 @@ def slowest_lines(programs: Mapping[str, Program], chip: Chip, count: int = 24) 
     chips left out (`aot/collectives.py`)."""
     lines: dict[tuple[str, str], SlowLine] = {}
     for stage, program in programs.items():
-        for cost in instruction_costs(program, chip):
-            source = program.source(cost.instruction) or cost.instruction.opcode
-            line = _line(lines, stage, source[source.rfind("virtue_jax/") :] if "virtue_jax/" in source else source)
+        for cost in costs(program, chip):
+            source = _source(program, cost)
+            line = lines.setdefault((stage, source), SlowLine(stage, source))
             line.times += cost.times
-            line.seconds += cost.arithmetic + cost.memory
+            line.seconds += cost.seconds
             line.memory += cost.memory
             line.cycles += cost.cycles
             line.bytes += cost.bytes
             line.flops += cost.flops
-        for kernel in find_kernels(program):
-            line = _line(lines, stage, f"{kernel.name}{list(kernel.shape)}")
-            compute, traffic = kernel.flops / chip.peak, kernel.bytes / chip.hbm_bandwidth
-            line.times += kernel.count
-            line.seconds += max(compute, traffic)
-            line.memory += max(0.0, traffic - compute)
-            line.cycles += max(compute / KERNEL_EFFICIENCY, traffic)
-            line.bytes += kernel.bytes
-            line.flops += kernel.flops
     ordered = sorted(lines.values(), key=lambda line: -line.seconds)
     return [asdict(line) for line in ordered[:count] if line.seconds]
 
 
-def _line(lines: dict[tuple[str, str], SlowLine], stage: str, source: str) -> SlowLine:
-    return lines.setdefault((stage, source), SlowLine(stage, source))
+def _source(program: Program, cost: Cost) -> str:
+    if cost.kernel:
+        return f"{cost.kernel.name}{list(cost.kernel.shape)}"
+    source = program.source(cost.instruction) or cost.instruction.opcode
+    starts = [source.rfind(root) + skip for root, skip in _ROOTS.items() if root in source]
+    return source[max(starts, default=0) :]
