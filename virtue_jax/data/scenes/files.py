@@ -1,7 +1,7 @@
 """Writes scenes as the published SCaR is: image files, and parquet in its eval and train schemas."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -96,13 +96,8 @@ def write_scenes(
     check_ranges(width, height, objects, words)
     _check_counts(train, eval, negatives, image_format)
     draw = partial(make_scene, seed, width=width, height=height, objects=objects, vocabulary=words)
-    splits = (
-        _Split("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, partial(_train_row, negatives=negatives)),
-        _Split("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
-    )
-    rows = {split.name: 0 for split in splits}
-    root, there = Path(out_dir), [split for split in splits if split.images]
-    written = ((split.name, count) for split in there for count in _write_split(root, split, draw, image_format))
+    rows = {"train": 0, "eval": 0}
+    written = _write_splits(Path(out_dir), _splits(train, eval, negatives), draw, image_format)
     for done, (name, count) in enumerate(written, start=1):
         rows[name] += count
         if progress:
@@ -126,13 +121,24 @@ class _Split(NamedTuple):
     row_of: Callable
 
 
-def _write_split(root: Path, split: _Split, draw: Callable[[int], Scene], suffix: str) -> Iterator[int]:
-    """Yields the number of rows of each image as it is written."""
-    with _ParquetRows(root / split.file, split.schema) as table:
-        scenes = (draw(split.first + number) for number in range(split.images))
-        for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
-            table.add(rows)
-            yield len(rows)
+def _splits(train: int, eval: int, negatives: int) -> tuple[_Split, _Split]:
+    return (
+        _Split("train", train, 0, TRAIN_FILE, TRAIN_SCHEMA, partial(_train_row, negatives=negatives)),
+        _Split("eval", eval, FIRST_EVAL_INDEX, EVAL_FILE, EVAL_SCHEMA, _eval_row),
+    )
+
+
+def _write_splits(
+    root: Path, splits: Sequence[_Split], draw: Callable[[int], Scene], suffix: str
+) -> Iterator[tuple[str, int]]:
+    """Yields each image's split and number of rows as it is written."""
+    for split in splits:
+        if split.images:
+            with _ParquetRows(root / split.file, split.schema) as table:
+                scenes = (draw(split.first + number) for number in range(split.images))
+                for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
+                    table.add(rows)
+                    yield split.name, len(rows)
 
 
 def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, row_of: Callable) -> Iterator[list]:
