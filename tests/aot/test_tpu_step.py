@@ -63,7 +63,7 @@ def test_the_step_fits_and_says_what_stays(compiled):
     assert set(step.resident) == {"frozen parameters", "trainable parameters", "optimizer", "batch", "next batch"}
     frozen = sum(math.prod(x.shape) * x.dtype.itemsize for x in run.frozen.values())
     assert frozen <= step.resident["frozen parameters"] < 1.5 * frozen + MIB
-    gradients = step.stages["gradients"]
+    gradients = step.stages["gradients"].memory
     assert gradients.peak >= gradients.arguments and gradients.temporaries < 64 * MIB
 
 

@@ -9,6 +9,7 @@ import jax
 
 from virtue_jax.aot.hlo import Program, read_program
 from virtue_jax.aot.xla_flags import Flag
+from virtue_jax.train.program_memory import ProgramMemory, program_memory
 from virtue_jax.train.setup import TrainSetup
 from virtue_jax.train.stages import trace_stages
 
@@ -20,16 +21,12 @@ AT_ONCE = 2  # compilers of two stages side by side; each takes up to 5 GB of th
 class CompiledStage:
     """One stage for one chip. program: None where it does not fit, and `failure` is what the compiler said.
 
-    Bytes on one chip, padding included: arguments, outputs, temporaries, and `peak`, all of them less what outputs
-    share with arguments: temporaries are taken as one block when a program starts, whenever it needs them.
+    memory: of one chip; zeros where it does not fit.
     """
 
     program: Program | None
     failure: str
-    arguments: int
-    outputs: int
-    temporaries: int
-    peak: int
+    memory: ProgramMemory
     seconds: float
 
 
@@ -66,20 +63,9 @@ def _compile(traced: jax.stages.Traced, options: Mapping) -> CompiledStage:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or "Scoped" in str(error):  # a kernel's scratch is no matter of HBM
             raise
-        return CompiledStage(None, str(error).splitlines()[0], 0, 0, 0, 0, time.perf_counter() - begin)
-    memory = program.memory_analysis()
-    return CompiledStage(
-        program=read_program(program.as_text()),
-        failure="",
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
-        seconds=time.perf_counter() - begin,
-    )
+        return CompiledStage(None, str(error).splitlines()[0], ProgramMemory(0, 0, 0), time.perf_counter() - begin)
+    text, memory = program.as_text(), program_memory(program)
+    return CompiledStage(read_program(text), "", memory, time.perf_counter() - begin)
 
 
 def _resident(run: TrainSetup) -> dict[str, int]:
@@ -96,4 +82,4 @@ def _resident(run: TrainSetup) -> dict[str, int]:
 
 
 def _argument_bytes(tree) -> int:
-    return jax.jit(lambda x: x).lower(tree).compile().memory_analysis().argument_size_in_bytes
+    return program_memory(jax.jit(lambda x: x).lower(tree).compile()).arguments

@@ -83,7 +83,11 @@ def _with_memory(config: TrainConfig, chip: Chip) -> TrainConfig:
 
 
 def _memory(step: CompiledStep, run: TrainSetup, chip: Chip) -> dict:
-    made = {"towers": 0, "gradients": step.stages["towers"].outputs, "update": step.stages["gradients"].outputs}
+    made = {
+        "towers": 0,
+        "gradients": step.stages["towers"].memory.outputs,
+        "update": step.stages["gradients"].memory.outputs,
+    }
     whole = sum(step.resident.values())
     stages = {name: _stage_memory(stage, whole, made[name]) for name, stage in step.stages.items()}
     failed = {name: stage.failure for name, stage in step.stages.items() if stage.failure}
@@ -104,13 +108,8 @@ def _memory(step: CompiledStep, run: TrainSetup, chip: Chip) -> dict:
 
 def _stage_memory(stage: CompiledStage, resident: int, made_before: int) -> dict:
     """peak: what the stage's own program takes, and what stays beside it although the stage does not read it."""
-    beside = max(0, resident + made_before - stage.arguments)
-    return {
-        "arguments": stage.arguments,
-        "outputs": stage.outputs,
-        "temporaries": stage.temporaries,
-        "peak": stage.peak + beside,
-    }
+    beside = max(0, resident + made_before - stage.memory.arguments)
+    return asdict(stage.memory) | {"peak": stage.memory.peak + beside}
 
 
 def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Request, chip: Chip, found) -> dict:

@@ -9,6 +9,7 @@ import jax
 
 from virtue_jax.batch import Batch
 from virtue_jax.parallel.mesh import replicated, rows
+from virtue_jax.train.program_memory import ProgramMemory, program_memory
 from virtue_jax.train.setup import TrainSetup
 from virtue_jax.train.step import TrainState
 
@@ -17,14 +18,14 @@ from virtue_jax.train.step import TrainState
 class Stages:
     """`TrainSetup`'s stages as compiled programs, which refuse other shapes, dtypes or shardings than `run`'s.
 
-    memory: {stage: what its program takes of one device} where the backend says it.
+    memory: {stage: what its program takes} where the backend says it.
     """
 
     run: TrainSetup
     towers: Callable
     gradients: Callable
     update: Callable
-    memory: Mapping
+    memory: Mapping[str, ProgramMemory]
 
     def __call__(self, state: TrainState, frozen: Mapping[str, jax.Array], groups: tuple[Batch, ...]):
         """(state, metrics) of one step, dispatched and not waited for; `state` is given away."""
@@ -60,7 +61,7 @@ def trace_stages(run: TrainSetup) -> dict[str, jax.stages.Traced]:
 def compile_stages(run: TrainSetup) -> Stages:
     """Compiles from shapes alone."""
     programs = {name: traced.lower().compile() for name, traced in trace_stages(run).items()}
-    memory = {name: program.memory_analysis() for name, program in programs.items()}
+    memory = {name: program_memory(program) for name, program in programs.items()}
     return Stages(run, **programs, memory={name: used for name, used in memory.items() if used is not None})
 
 

@@ -16,6 +16,7 @@ from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConf
 from virtue_jax.train.cost import memory
 from virtue_jax.train.cost.activations import Run, kept_by_layers
 from virtue_jax.train.cost.memory import choose, estimate
+from virtue_jax.train.program_memory import program_memory
 from virtue_jax.train.setup import setup
 
 MIB, GIB = 2**20, 2**30
@@ -65,11 +66,11 @@ def test_the_gradients_stage_takes_what_was_estimated(remat, micro_batches):
     lowered = run.gradients.lower(
         run.state.trainable, run.state.step, run.frozen, run.embed_inputs(run.groups), outputs
     )
-    compiled = lowered.compile().memory_analysis()
-    parts = memory._gradients_stage(Run(virtue, numerics, run.state.trainable, run.frozen, {}), rows.values())
-    # The outputs of the towers are arguments, those of the stage are counted apart.
-    expected = sum(parts.values()) - parts["tower outputs"]
-    assert compiled.temp_size_in_bytes + compiled.output_size_in_bytes == pytest.approx(expected, rel=0.25)
+    compiled = program_memory(lowered.compile())
+    moments = memory._gradients_stage(Run(virtue, numerics, run.state.trainable, run.frozen, {}), rows.values())
+    # The outputs of the towers are arguments.
+    expected = max(sum(parts.values()) - parts["tower outputs"] for parts in moments)
+    assert compiled.temporaries + compiled.outputs == pytest.approx(expected, rel=0.25)
 
 
 @pytest.mark.slow
@@ -78,9 +79,9 @@ def test_the_towers_stage_takes_what_was_estimated():
     rows = {"images": RowGroup(SHAPE, 8, micro_batches)}
     config = TrainConfig(ModelConfig(directory="none"), DataConfig({}, rows=rows), steps=300, batch_size=16)
     run = setup(config, virtue, make_mesh(MeshConfig(), jax.devices()[:1]))
-    compiled = run.towers.lower(run.frozen, run.groups).compile().memory_analysis()
+    compiled = program_memory(run.towers.lower(run.frozen, run.groups).compile())
     parts = memory._towers_stage(Run(virtue, numerics, run.state.trainable, run.frozen, {}), rows.values())
-    found = compiled.temp_size_in_bytes + compiled.output_size_in_bytes
+    found = compiled.temporaries + compiled.outputs
     # Small beside the other stage: an estimate on the safe side will do.
     assert 0.3 * sum(parts.values()) < found < 1.1 * sum(parts.values())
 
@@ -182,4 +183,4 @@ def test_the_loss_grows_with_local_rows_times_all_columns(two_b):
     run = run_of(two_b, Numerics("bfloat16", "bfloat16", "splash", "layer"), {"data": 256, "fsdp": 1, "tensor": 1})
     loss = memory._loss(run, [RowGroup(replace(SHAPE, examples=8), 2048)])
     local, everything = 16384 // 256, 16384
-    assert loss == 4 * everything * 1536 * 2 + 4 * 4 * local * everything
+    assert loss == 4 * everything * 1536 * 3 + 4 * 4 * local * everything

@@ -36,7 +36,7 @@ CHEAPEST_FIRST = ("none", "dots", "outputs", "layer")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one device by part, at the stage of a step that needs most."""
+    """Bytes of one device by part, at the moment of a step that needs most."""
 
     parts: dict[str, int]
 
@@ -86,10 +86,11 @@ def choose(run: Run, groups: Mapping[str, RowGroup], device_bytes: int, margin: 
 
 
 def estimate(run: Run, groups: Mapping[str, RowGroup]) -> Estimate:
-    """The largest of the step's stages; micro_batches 0 counts as 1, remat "auto" as "none"."""
+    """The largest of the step's moments; micro_batches 0 counts as 1, remat "auto" as "none"."""
     stay = _what_stays(run, groups.values())
-    stages = (_towers_stage(run, groups.values()), _gradients_stage(run, groups.values()), _update_stage(run))
-    return Estimate({name: size for name, size in (stay | max(stages, key=lambda s: sum(s.values()))).items() if size})
+    moments = (_towers_stage(run, groups.values()), *_gradients_stage(run, groups.values()), _update_stage(run))
+    most = max(moments, key=lambda parts: sum(parts.values()))
+    return Estimate({name: size for name, size in (stay | most).items() if size})
 
 
 def device_memory(device: jax.Device) -> int | None:
@@ -181,23 +182,36 @@ def _rows_at_once(run: Run, group: RowGroup) -> int:
     return max(1, min([group.rows // run.row_shards, max(rows, default=1)]))
 
 
-def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
+def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> tuple[dict[str, int], dict[str, int]]:
+    """When the loss is computed, and when a layer's gradients are: then nothing of the loss is left. What groups
+    without micro-batches keep is there at both."""
     groups = list(groups)
     whole = [group for group in groups if group.micro_batches <= 1]
     split = [group for group in groups if group.micro_batches > 1]
-    kept = sum(activations(run, group.shape, _part_rows(run, group)) for group in whole)
+    kept = sum(activations(run, group.shape, _part_rows(run, group)) for group in whole) + _towers_kept(run, whole)
     part = max((activations(run, group.shape, _part_rows(run, group)) for group in split), default=0)
     layer = max(layer_work(run, group.shape, _part_rows(run, group)) for group in groups)
     gradients = array_bytes(run.trainable.values())
-    towers = 0 if run.frozen_towers else max(trained_towers(run, g.shape, _part_rows(run, g)) for g in groups)
-    return {
+    common = {
         "tower outputs": sum(_tower_outputs(run, group) for group in groups) if run.frozen_towers else 0,
         "copies for micro-batches": sum(_tower_outputs(run, group) for group in split) if run.frozen_towers else 0,
         "gradients": gradients * (2 if split else 1),
-        "activations": kept + part + towers,
-        "work of a layer": layer + gathered_layer(run),
-        "loss": _loss(run, groups),
     }
+    return (
+        common | {"activations": kept, "loss": _loss(run, groups)},
+        common
+        | {
+            "activations": kept + part + _towers_kept(run, split),
+            "work of a layer": layer + gathered_layer(run),
+        },
+    )
+
+
+def _towers_kept(run: Run, groups: Iterable[RowGroup]) -> int:
+    """Towers that train keep, for one group after another."""
+    if run.frozen_towers:
+        return 0
+    return max((trained_towers(run, group.shape, _part_rows(run, group)) for group in groups), default=0)
 
 
 def _update_stage(run: Run) -> dict[str, int]:
@@ -205,7 +219,8 @@ def _update_stage(run: Run) -> dict[str, int]:
 
 
 def _loss(run: Run, groups: Iterable[RowGroup]) -> int:
-    """Embeddings of all devices, and local rows x all columns in float32: similarity, logits, both their gradients."""
+    """Embeddings of all devices, their gradients and the sum of these, and local rows x all columns in float32:
+    similarity, logits, both their gradients."""
     slots = sum(group.rows * group.shape.examples for group in groups)
     local = slots // run.row_shards
-    return 4 * slots * run.virtue.text.hidden_size * 2 + 4 * local * slots * 4
+    return 4 * slots * run.virtue.text.hidden_size * 3 + 4 * local * slots * 4

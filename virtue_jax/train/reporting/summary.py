@@ -3,20 +3,20 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.program_memory import ProgramMemory
 from virtue_jax.train.setup import TrainSetup
 
 _TOLD = ("tokens", "patches", "sam_images", "prompt_points", "prompt_masks", "pool")
 
 
-def print_summary(run: TrainSetup, config: TrainConfig, memory: Mapping[str, Any], console: Console) -> None:
-    """memory: {stage: its program's `memory_analysis()`}."""
+def print_summary(run: TrainSetup, config: TrainConfig, memory: Mapping[str, ProgramMemory], console: Console) -> None:
+    """memory: of the stages' programs, by name."""
     console.print(_parameter_table(run))
     console.print(_batch_table(run, config))
     mesh = ", ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
@@ -50,11 +50,10 @@ def _batch_table(run: TrainSetup, config: TrainConfig) -> Table:
     return table
 
 
-def _memory_table(memory: Mapping[str, Any]) -> Table:
-    table = Table("program", "arguments", "outputs", "temporaries", title="memory of one device")
+def _memory_table(memory: Mapping[str, ProgramMemory]) -> Table:
+    table = Table("program", "arguments", "outputs", "temporaries", "peak", title="memory of one device")
     for name, used in memory.items():
-        sizes = (used.argument_size_in_bytes, used.output_size_in_bytes, used.temp_size_in_bytes)
-        table.add_row(name, *map(_bytes, sizes))
+        table.add_row(name, *map(_bytes, (used.arguments, used.outputs, used.temporaries, used.peak)))
     return table
 
 
