@@ -183,4 +183,4 @@ def test_the_loss_grows_with_local_rows_times_all_columns(two_b):
     run = run_of(two_b, Numerics("bfloat16", "bfloat16", "splash", "layer"), {"data": 256, "fsdp": 1, "tensor": 1})
     loss = memory._loss(run, [RowGroup(replace(SHAPE, examples=8), 2048)])
     local, everything = 16384 // 256, 16384
-    assert loss == 4 * everything * 1536 * 3 + 4 * 4 * local * everything
+    assert loss == 4 * everything * 1536 * 3 + 2 * 4 * local * everything

@@ -219,8 +219,8 @@ def _update_stage(run: Run) -> dict[str, int]:
 
 
 def _loss(run: Run, groups: Iterable[RowGroup]) -> int:
-    """Embeddings of all devices, their gradients and the sum of these, and local rows x all columns in float32:
-    similarity, logits, both their gradients."""
+    """In float32: embeddings of all devices, their gradients and the sum of these; and local rows x all columns,
+    logits and their gradients, all else of which compilers fuse."""
     slots = sum(group.rows * group.shape.examples for group in groups)
     local = slots // run.row_shards
-    return 4 * slots * run.virtue.text.hidden_size * 3 + 4 * local * slots * 4
+    return 4 * slots * run.virtue.text.hidden_size * 3 + 4 * local * slots * 2
