@@ -86,21 +86,24 @@ read_options() {
     arguments=("${@:2}")
 }
 
-# local_workdir ARGUMENT...: sets workdir from arguments of `virtue train`; refuses them without one that is a folder's path.
-local_workdir() {
-    local argument previous=''
+# local_run ARGUMENT...: sets workdir from arguments of `virtue train`; refuses them without a run file, and without a
+# workdir that is a folder's path.
+local_run() {
+    local argument previous='' config=''
     workdir=''
     for argument in "$@"; do
         [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
         [[ $previous == --workdir ]] && workdir=$argument
+        [[ $argument == --config || $argument == --config=?* ]] && config=yes
         previous=$argument
     done
+    [[ -n $config ]] || refuse "no --config among the arguments of \`virtue train\`, which follow --"
     [[ -n $workdir ]] || refuse "no --workdir among the arguments of \`virtue train\`, which follow --"
     [[ $workdir != *://* ]] || refuse "--workdir $workdir: expected a folder on a file system that all processes mount"
 }
 
-# shared_workdir ARGUMENT...: the same, of hosts that have nothing but a mounted share in common.
-shared_workdir() {
-    local_workdir "$@"
+# shared_run ARGUMENT...: the same, of hosts that have nothing but a mounted share in common.
+shared_run() {
+    local_run "$@"
     [[ $workdir == /* ]] || refuse "--workdir $workdir: expected the whole path of a folder that all hosts mount"
 }

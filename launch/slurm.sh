@@ -43,7 +43,7 @@ option() {
 
 read_options "$@"
 [[ -n $nodes && -n $gpus ]] || refuse "--nodes and --gpus are needed"
-local_workdir "${arguments[@]}"
+local_run "${arguments[@]}"
 environment=("VIRTUE_LAUNCH=$here" "VIRTUE_RETRIES=$retries")
 if [[ -n $per_node ]]; then
     # By itself JAX gives a process of SLURM one GPU.

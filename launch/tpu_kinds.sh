@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # What Google Cloud calls the TPUs that `virtue compile --topology CHIP:SHAPE` names. Sourced after launcher.sh.
 
+flat_slices='1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16' # of v5e and v6e
+
 # tpu_kind CHIP:SHAPE: sets chip, shape, chips (in a slice) and hosts (of four chips each).
 tpu_kind() {
     chip=${1%%:*} shape=${1#*:}
@@ -12,6 +14,7 @@ tpu_kind() {
         *) refuse "--tpu $1: no chip $chip; there are v4, v5e, v5p, v6e, tpu7x" ;;
     esac
     [[ $sides == "$wanted" ]] || refuse "--tpu $1: slices of $chip have $((${#wanted} + 1)) sides"
+    [[ $wanted == xx || " $flat_slices " == *" $shape "* ]] || refuse "--tpu $1: slices of $chip are $flat_slices"
     chips=$((${shape//x/*}))
     hosts=$((chips > 4 ? chips / 4 : 1))
 }

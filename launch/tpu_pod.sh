@@ -78,7 +78,7 @@ check() {
     runtime=${runtime_given:-$runtime}
     ((${#capacity[@]} < 2)) || refuse "${capacity[*]}: choose one"
     [[ -z $nfs || $nfs == *:/* ]] || refuse "--nfs $nfs: expected HOST:/EXPORT"
-    shared_workdir "${arguments[@]}"
+    shared_run "${arguments[@]}"
     over_slices
 }
 
@@ -113,12 +113,13 @@ acquire() {
         now=$(state)
         [[ $now == "$before" ]] || say "$name: $now"
         before=$now
+        [[ $now == UNKNOWN ]] || deaf=0
         case $now in
             ACTIVE) return ;;
             NONE) create ;;
             FAILED) spend "$now" && remove ;;
             SUSPENDED) remove ;;
-            UNKNOWN) ((++deaf < DEAF)) || give_up 2 "gcloud does not say how $name is" ;;
+            UNKNOWN) ((++deaf < DEAF)) || leave 2 "gcloud does not say how $name is" ;;
         esac
         sleep "$poll"
     done
@@ -204,6 +205,14 @@ watch_run() {
 spend() {
     ((retries_left-- > 0)) || give_up 75 "$1, and $retries retries are used up"
     say "$1: starting again ($retries_left more after this)"
+}
+
+# leave STATUS WORD...: what nobody has seen is not deleted: the run may be well, and it is we who cannot be heard.
+leave() {
+    say "${@:2}"
+    say "if it is there it stays, and costs: the same command goes on with it, --delete deletes it"
+    stop_following
+    exit "$1"
 }
 
 # give_up STATUS WORD...: the VMs are deleted, unless they are to be kept.

@@ -46,7 +46,7 @@ check() {
     [[ $name =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] || refuse "--name '$name': expected a-z, 0-9 and -, from a letter on"
     [[ $claim =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] || refuse "--claim '$claim': expected the name of a claim"
     [[ $image =~ ^[A-Za-z0-9][-A-Za-z0-9_./:@]*$ ]] || refuse "--image '$image': expected an image"
-    shared_workdir "${arguments[@]}"
+    shared_run "${arguments[@]}"
     if [[ -n $gpus ]]; then
         [[ -z $tpu ]] || refuse "--tpu and --gpus: choose one"
         [[ $gpus =~ ^([a-z0-9-]+):([1-9][0-9]?)$ ]] || refuse "--gpus $gpus: expected KIND:GPUS, as nvidia-h100-80gb:8"

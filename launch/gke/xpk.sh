@@ -46,7 +46,7 @@ read_options "$@"
 [[ -n $cluster ]] || refuse "no --cluster"
 [[ -n $image ]] || refuse "no --image: one made from launch/gke/Dockerfile"
 tpu_kind "$tpu"
-shared_workdir "${arguments[@]}"
+shared_run "${arguments[@]}"
 over_slices
 # By itself XPK starts again after 42 and 127 to 255.
 carry_out xpk workload create "--workload=$name" "--cluster=$cluster" "--tpu-type=$(device)" "--num-slices=$slices" \

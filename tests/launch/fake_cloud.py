@@ -5,6 +5,7 @@ Every call is a line of $FAKES/calls.jsonl. gcloud keeps one queued resource who
 `ssh` really runs its command in them, `scp` copies. What happens to it is in $FAKES/plan.json:
     workers   how many (1)
     lives     by creation: looks at it while ACTIVE before it is preempted; null = never
+    silences  how many of its looks at the resource fail, at first (0)
     refusals  {part of a command: how often `ssh` fails on it}
     ends      by start of the run: exit status of each worker's `virtue train`; "hangs" = runs until it is ended;
               "warns" = the same, and SLURM warns the job that its time is up
@@ -76,6 +77,9 @@ def homes() -> list[Path]:
 
 
 def describe(_arguments: list[str]) -> int:
+    if counted("silent-looks") < plan("silences", 0):
+        print("ERROR: (gcloud) the service is unavailable", file=sys.stderr)
+        return 1
     if not (HERE / "state").exists():
         print("ERROR: (gcloud) NOT_FOUND: no such queued resource", file=sys.stderr)
         return 1

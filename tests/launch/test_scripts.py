@@ -1,5 +1,6 @@
 """What holds for every script in launch/."""
 
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def test_shellcheck_finds_nothing(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_is_short(script):
     assert len((LAUNCH / script).read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_is_run_can_be_run_and_what_is_sourced_cannot(script):
+    is_run = script.endswith(".sh") and script not in SOURCED
+    assert os.access(LAUNCH / script, os.X_OK) == is_run
+    assert (LAUNCH / script).read_text().startswith("#!") == (script not in SOURCED)
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in SOURCED])

@@ -65,8 +65,8 @@ def test_before_its_time_is_up_it_is_told_to_save_and_put_back(cloud):
         (TRAIN, "--nodes and --gpus are needed"),
         ((*NODES, "--nodes", "x", *TRAIN), "--nodes x: expected a whole number from 1"),
         ((*NODES, "--partition", "gpu", *TRAIN), "--partition: no such option"),
-        ((*NODES, "--", "--workdir", "gs://bucket/run"), "expected a folder on a file system"),
-        (NODES, "no --workdir"),
+        ((*NODES, "--", "--config=a.py", "--workdir", "gs://bucket/run"), "expected a folder on a file system"),
+        ((*NODES, "--", "--config=a.py"), "no --workdir"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(cloud, arguments, told):

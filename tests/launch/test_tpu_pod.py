@@ -113,6 +113,19 @@ def test_workers_that_do_not_answer_are_given_back_and_asked_for_anew(cloud):
     assert len(cloud.calls("gcloud", "create")) == len(cloud.calls("gcloud", "delete")) == 2
 
 
+def test_a_cloud_that_is_silent_for_a_while_is_waited_for(cloud):
+    cloud.plan(silences=9, ends=[[0]])
+    cloud.run("tpu_pod.sh", *POD, *TRAIN)
+    assert len(cloud.calls("gcloud", "create")) == len(cloud.calls("gcloud", "delete")) == 1
+
+
+def test_what_nobody_has_seen_is_not_deleted(cloud):
+    cloud.plan(silences=99)
+    said = cloud.run("tpu_pod.sh", *POD, *TRAIN, status=2).stderr
+    assert "gcloud does not say how pod is" in said and "if it is there it stays" in said
+    assert not cloud.calls("gcloud", "create") and not cloud.calls("gcloud", "delete")
+
+
 def test_retries_are_used_up(cloud):
     cloud.plan(ends=[[70]] * 3)
     said = cloud.run("tpu_pod.sh", *POD, "--retries", "2", "--keep", *TRAIN, status=75).stderr
@@ -132,11 +145,14 @@ def test_what_was_kept_is_found_again_and_can_be_deleted(cloud):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (POD, "no --workdir among the arguments"),
-        ((*POD, "--", "--workdir=gs://bucket/run"), "expected a folder on a file system"),
-        ((*POD, "--", "--workdir", "runs/a"), "expected the whole path of a folder"),
+        (POD, "no --config among the arguments"),
+        ((*POD, "--", "--workdir", "/mnt/virtue/a"), "no --config among the arguments"),
+        ((*POD, "--", "--config", "a.py"), "no --workdir among the arguments"),
+        ((*POD, "--", "--config=a.py", "--workdir=gs://bucket/run"), "expected a folder on a file system"),
+        ((*POD, "--", "--config=a.py", "--workdir", "runs/a"), "expected the whole path of a folder"),
         ((*POD, "--tpu", "v5e:16", *TRAIN), "expected CHIP:SHAPE, as v5e:16x16"),
         ((*POD, "--tpu", "v5e:4x4x4", *TRAIN), "slices of v5e have 2 sides"),
+        ((*POD, "--tpu", "v5e:3x5", *TRAIN), "slices of v5e are 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"),
         ((*POD, "--tpu", "v9:4x4", *TRAIN), "there are v4, v5e, v5p, v6e, tpu7x"),
         ((*POD, "--tpu", "tpu7x:4x4x4", *TRAIN), "use launch/gke"),
         ((*POD, "--name", "Pod!", *TRAIN), "expected a-z, 0-9 and -"),
