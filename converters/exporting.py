@@ -22,7 +22,7 @@ from converters.safetensors_file import TensorInfo, write_safetensors
 from converters.sam2_yaml import META_DECODER_HEADS, sam2_yaml
 from converters.stored_model import StoredModel, Weights
 from converters.torch_file import save_torch
-from virtue_jax.new_directory import new_directory
+from virtue_jax.new_directory import new_directory, refuse_inputs
 
 SHARD_BYTES = 5_000_000_000  # as transformers splits
 
@@ -43,9 +43,10 @@ def run(request: ExportRequest, console: Console | None = None, shard_bytes: int
 
     Raises:
         FileNotFoundError, ValueError: `request.model` is not a whole model directory.
-        FileExistsError, OSError: `request.out` exists, or cannot be written.
+        FileExistsError, OSError: `request.out` exists, holds the model, or cannot be written.
     """
     console = console or Console(file=sys.stderr)
+    refuse_inputs(request.out, [request.model])
     model = StoredModel(Path(request.model))
     with new_directory(request.out, overwrite=request.overwrite) as folder:
         vlm = folder if request.merge_adapter else folder / "vlm"

@@ -20,7 +20,7 @@ from virtue_jax.checkpoint import CARRIED, save_model
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.models.connector import Connector
 from virtue_jax.models.parameters import parameters
-from virtue_jax.new_directory import refuse_occupied
+from virtue_jax.new_directory import refuse_inputs, refuse_occupied
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def run(request: ImportRequest, console: Console | None = None) -> None:
         CheckpointError: everything wrong with the checkpoints. FileExistsError, OSError: as `save_model`.
     """
     console = console or Console(file=sys.stderr)
+    inputs = (request.vlm, request.virtue, request.sam2, request.sam2_config, request.connector, request.adapter)
+    refuse_inputs(request.out, inputs)
     refuse_occupied(request.out, overwrite=request.overwrite)
     virtue = open_request(request)
     carried = check(virtue, request.dtype)

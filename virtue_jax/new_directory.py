@@ -3,7 +3,7 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,15 @@ def refuse_occupied(directory: str | os.PathLike, *, overwrite: bool) -> None:
     occupied = final.exists() and (not final.is_dir() or any(final.iterdir()))
     if occupied and not overwrite:
         raise FileExistsError(f"{final} exists; choose another place or overwrite it explicitly (--overwrite)")
+
+
+def refuse_inputs(directory: str | os.PathLike, inputs: Iterable[str | os.PathLike | None]) -> None:
+    """Raises `FileExistsError` if one of `inputs` is `directory` or lies in it: put in its place, the result would
+    delete what it was made of."""
+    final = Path(directory).resolve()
+    for one in inputs:
+        if one is not None and Path(one).resolve().is_relative_to(final):
+            raise FileExistsError(f"{final} holds {one}, which is read and would be deleted; choose another place")
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

@@ -216,6 +216,14 @@ def test_a_trained_copy_keeps_what_the_base_carried(tiny_model_dir, tiny, tmp_pa
     assert (tmp_path / "out/vlm/tokenizer.json").is_file()
 
 
+def test_a_model_is_not_replaced_by_its_own_export(tiny_model_dir):
+    model = tiny_model_dir()
+    for out in (model, model.parent):
+        with pytest.raises(FileExistsError, match="which is read and would be deleted"):
+            export(ExportRequest(model=model, out=out, overwrite=True))
+    assert (model / "virtue_config.json").is_file()
+
+
 def test_an_existing_export_is_not_overwritten_unasked(tiny_model_dir, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")

@@ -1,5 +1,6 @@
 """A full disk or a kill leaves nothing that loads, and what stood there before as it was."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -76,6 +77,14 @@ def wait_for_partial(parent: Path, process: subprocess.Popen) -> Path:
         assert process.poll() is None, "the import ended before it could be killed"
         time.sleep(0.01)
     raise AssertionError("no unfinished directory appeared")
+
+
+def test_what_is_read_is_not_overwritten(request_for):
+    request = request_for()
+    held = dataclasses.replace(request, out=request.vlm, overwrite=True)
+    with pytest.raises(FileExistsError, match="which is read and would be deleted"):
+        run(held)
+    assert (request.vlm / "model.safetensors").is_file()
 
 
 def test_an_existing_directory_is_not_overwritten_unasked(request_for):
