@@ -21,6 +21,8 @@ def get_config(run: str = "recognise") -> ml_collections.ConfigDict:
         "loss": {"temperature": 0.05},
         "log_every": 20,
         "checkpoint_every": 200,
+        "mesh": {},
+        "numerics": {},
     }
     return ml_collections.ConfigDict(shared | runs[run]())
 

@@ -25,12 +25,16 @@ WINDOW = 64  # examples whose pixels are in memory at once
 class Embedder:
     """Embeds examples one to a row, so that no embedding depends on what else is in the batch.
 
-    Rows are padded to a few lengths, one compiled program each. `image_rows`, `text_rows`: rows per call of the model.
+    Rows are padded to a few lengths, one compiled program each. `image_rows`, `text_rows`: rows per call of the model,
+    at least 1, else a ValueError.
     """
 
     def __init__(
         self, config: VirtueConfig, model: Virtue, tokenizer: Tokenizer, *, image_rows: int = 4, text_rows: int = 64
     ):
+        for name, rows in (("image_rows", image_rows), ("text_rows", text_rows)):
+            if rows < 1:
+                raise ValueError(f"{name} is {rows}: expected at least 1")
         self.config = config
         self._encoder = ExampleEncoder(config, tokenizer)
         self._params = parameters(model)

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-from virtue_jax.aot.topology import chip_of
+from virtue_jax.aot.chips import chip_of
 from virtue_jax.aot.workload import published_work, with_batch
 from virtue_jax.cli import compile as compile_command
 from virtue_jax.config import from_dict
@@ -68,6 +68,12 @@ def test_a_topology_that_is_none_is_refused(name):
         chip_of(name)
 
 
+@pytest.mark.parametrize("name", ["v5e:4x4x4", "v5e:3x5", "v6e:16x32", "v5p:4x4", "tpu7x:2x2"])
+def test_a_slice_that_a_chip_has_not_is_refused_before_the_compiler_sees_it(name):
+    with pytest.raises(ValueError, match=f"'{name}': slices of"):
+        chip_of(name)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -76,6 +82,9 @@ def test_a_topology_that_is_none_is_refused(name):
         (["--config", "configs/virtue_2b_scar.py", "--topology", "v5e:4x4", "--set", "batch"], "expected NAME=VALUE"),
         (["--config", "configs/virtue_2b_scar.py", "--topology", "moon"], "expected CHIP:AxB"),
         (["--config", "configs/virtue_2b_scar.py", "--topology", "v5e:4x4", "--mesh", "fsdp=3"], "does not fit 16"),
+        (["--config", "configs/virtue_2b_scar.py", "--topology", "v5e:4x4", "--json", "no/x.json"], "no such folder"),
+        (["--config", "configs/virtue_2b_scar.py", "--topology", "v5e:4x4", "--batch", "0"], "not a positive integer"),
+        (["--config", "configs/virtue_2b_scar.py:no", "--topology", "v5e:4x4"], "^ValueError: variant 'no'"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(line, said):

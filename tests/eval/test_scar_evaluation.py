@@ -61,6 +61,8 @@ def test_images_with_one_object_have_no_wrong_prompt(questions):
 
 
 def test_a_tie_is_a_miss(questions):
+    with pytest.raises(ValueError, match="limit is 0: expected at least 1"):
+        evaluate_scar(Constant(), questions, modes=["prompt"], limit=0)
     report = evaluate_scar(Constant(), questions, modes=["prompt"], limit=5)
     assert report["prompt"]["hit@1"] == 0 and report["prompt"]["questions"] == 5
 

@@ -236,6 +236,22 @@ def test_dicts_are_embedded_as_the_lines_of_a_file(command, folder, tiny_model_d
     np.testing.assert_allclose(got, expected, atol=COMPANY_TOLERANCE)
 
 
+def test_prompts_may_be_tuples_and_arrays(folder, tiny_model_dir):
+    embedder, image = Embedder.load(tiny_model_dir(), compat="paper"), folder / "wide.png"
+    asked = {"image": str(image), "text": "this"}
+    lists = asked | {"box": [1, 2, 9, 8], "points": [[3, 4, 1], [5.5, 6, 0]]}
+    tuples = asked | {"box": (1, 2, 9, 8), "points": ((3, 4, 1), (5.5, 6, 0))}
+    arrays = asked | {"box": np.array([1, 2, 9, 8]), "points": np.array([[3, 4, 1], [5.5, 6, 0]], np.float32)}
+    one, other, another = (embedder.embed([given]) for given in (lists, tuples, arrays))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one, another)
+
+
+def test_rows_per_call_are_at_least_one(tiny_model_dir):
+    with pytest.raises(ValueError, match="image_rows is -2: expected at least 1"):
+        Embedder.load(tiny_model_dir(), image_rows=-2)
+
+
 @pytest.mark.parametrize("compat", ["released", "paper"])
 def test_bfloat16_stays_close_to_float32(command, compat):
     exact, rounded = (command(compat, True, compat=compat, **more) for more in ({}, {"dtype": "bfloat16"}))

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from virtue_jax.aot.calibration import Factors, calibrated
-from virtue_jax.aot.chips import Chip
+from virtue_jax.aot.chips import Chip, chip_of
 from virtue_jax.aot.compile_step import CompiledStage, CompiledStep, compile_step
 from virtue_jax.aot.largest import largest_arrays
 from virtue_jax.aot.roofline import ProgramCost, Terms, program_cost
 from virtue_jax.aot.slowest import slowest_lines
-from virtue_jax.aot.topology import chip_of, topology_devices
+from virtue_jax.aot.topology import topology_devices
 from virtue_jax.aot.workload import published_work, with_batch
 from virtue_jax.aot.xla_flags import FLAGS
 from virtue_jax.config import VirtueConfig

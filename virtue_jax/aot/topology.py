@@ -2,13 +2,12 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
-from virtue_jax.aot.chips import CHIPS, Chip
+from virtue_jax.aot.chips import chip_of
 
 # Without the first, libtpu asks a metadata server; without the second, a second process on the machine is refused; the
 # others it would ask for in warnings, and does not use.
@@ -18,7 +17,6 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
 
 
 def prepare_environment() -> None:
@@ -27,26 +25,11 @@ def prepare_environment() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def chip_of(topology: str) -> Chip:
-    """The chip of "v5e:16x16".
-
-    Raises:
-        ValueError: not CHIP:AxB or CHIP:AxBxC with a chip of the table.
-    """
-    match = _NAME.fullmatch(topology)
-    if match is None or match["chip"] not in CHIPS:
-        raise ValueError(
-            f"topology {topology!r}: expected CHIP:AxB or CHIP:AxBxC, like v5e:16x16 or v5p:8x8x8; chips: "
-            f"{', '.join(CHIPS)}"
-        )
-    return CHIPS[match["chip"]]
-
-
 def topology_devices(topology: str, slices: int = 1) -> Sequence:
     """Compile-only devices of `slices` such slices. `prepare_environment` must have run first.
 
     Raises:
-        ValueError: a topology that is not one, or that the compiler does not know.
+        ValueError: a topology that its chip has not, or that the compiler does not know.
         ModuleNotFoundError: libtpu is not installed.
     """
     chip = chip_of(topology)

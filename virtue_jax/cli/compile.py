@@ -43,11 +43,15 @@ def run(argv: list[str]) -> None:
     given, options = read_run_file("virtue compile", _without_set(argv), USAGE, _define)
     if given is None or not options.topology:
         raise ValueError(f"usage: {USAGE}")
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise ValueError(f"--json {options.json}: no such folder")
     prepare_environment()
     config = _with_mesh(from_dict(TrainConfig, given), options.mesh, options.slices)
     console = Console(soft_wrap=True, highlight=False)
     factors = load(options.calibration) if options.calibration else None
-    request = Request(config, model_geometry(config), options.topology, options.batch, options.effort == "low", factors)
+    request = Request(
+        config, model_geometry(config), options.topology, options.batch or 0, options.effort == "low", factors
+    )
     report = step_report(request, _inputs(argv, options), lambda line: console.print(line))
     print_report(report, console)
     if options.json:
@@ -56,7 +60,7 @@ def run(argv: list[str]) -> None:
         sys.exit(DOES_NOT_FIT)
 
 
-def _with_mesh(config: TrainConfig, mesh: str, slices: int) -> TrainConfig:
+def _with_mesh(config: TrainConfig, mesh: str, slices: int | None) -> TrainConfig:
     sizes = {"slices": slices} if slices else {}
     for part in mesh.split(",") if mesh else ():
         name, _, size = part.partition("=")
@@ -91,7 +95,7 @@ def _inputs(argv: list[str], options: flags.FlagValues) -> dict:
         "topology": options.topology,
         "slices": options.slices or 1,
         "mesh": options.mesh,
-        "batch": options.batch,
+        "batch": options.batch or 0,
         "overrides": dict(one.removeprefix("--config.").split("=", 1) for one in overrides if "=" in one),
         "effort": options.effort,
     }
@@ -99,9 +103,9 @@ def _inputs(argv: list[str], options: flags.FlagValues) -> dict:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", "", "CHIP:AxB or CHIP:AxBxC", flag_values=values)
-    flags.DEFINE_integer("slices", 0, "slices of that topology", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("slices", None, "slices of that topology", lower_bound=1, flag_values=values)
     flags.DEFINE_string("mesh", "", "data=N,fsdp=N,tensor=N", flag_values=values)
-    flags.DEFINE_integer("batch", 0, "pairs of a step", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("batch", None, "pairs of a step", lower_bound=1, flag_values=values)
     flags.DEFINE_string("json", "", "where the report goes", flag_values=values)
     flags.DEFINE_string("calibration", "", "factors of virtue scale --calibrate", flag_values=values)
     flags.DEFINE_enum("effort", "full", ["full", "low"], "of the compiler", flag_values=values)

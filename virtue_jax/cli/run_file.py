@@ -30,10 +30,13 @@ def read_run_file(
         rest = values(line)[1:]
         given = None if config.value is None else config.value.to_dict()
     except flags.Error as error:
-        raise ValueError(f"{error}; usage: {usage}") from error
+        said = str(error).rstrip().splitlines()[-1] if "Traceback (most recent" in str(error) else str(error)
+        raise ValueError(f"{said}; usage: {usage}") from error
     except KeyError as error:
+        section = str(error.args[0]).strip("'")
+        flag = next((word for word in argv if word.startswith(f"--config.{section}.")), f"--config.{section}")
         raise ValueError(
-            f"--config.x=y: the run file has no section {error.args[0]}; write one to set values in it"
+            f"{flag}: the run file has no section {section!r}; write one to set its values ({{}} will do)"
         ) from error
     except Exception as error:  # a run file is a program, in which anything may go wrong
         said = " ".join(str(error).split())

@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_jax.aot.calibration import load
+from virtue_jax.aot.chips import CHIPS
 from virtue_jax.aot.study import study_file
 from virtue_jax.aot.study.calibrate import calibrate
 from virtue_jax.aot.study.content_key import ContentKeys
 from virtue_jax.aot.study.entry import Entry, kept, read_entry
 from virtue_jax.aot.study.page import Result, complete, write_page, write_plots, write_reports
-from virtue_jax.aot.study.point import CHIPS, Point
+from virtue_jax.aot.study.point import Point
 from virtue_jax.aot.study.results import study_rows
 from virtue_jax.aot.study.runner import Limits, Runner
 from virtue_jax.aot.study.study_file import Study, presets, read_study

@@ -54,6 +54,8 @@ def evaluate_scar(
     unknown = [mode for mode in modes if mode not in MODES]
     if unknown or not modes:
         raise ValueError(f"modes {list(modes)}: expected some of {', '.join(MODES)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: expected at least 1 question")
     total = len(questions) if limit is None else min(limit, len(questions))
     neighbours = _other_objects(questions)
     scores: dict[str, list[Scores]] = {mode: [] for mode in modes}

@@ -99,7 +99,12 @@ POINT = {"model": "2b", "topology": "v5e:4x4", "batch": 16}
         (without("axes") | {"points": []}, ["axes: expected axes or points"]),
         (GRID | {"axes": {"topology": []}}, ["axes.topology: expected a list of at least one value, got []"]),
         (GRID | {"axes": {"sise": [1]}}, ["axes.sise[0]: expected a mapping of a point's fields"]),
-        (GRID | {"points": [POINT | {"topology": "v5x:4x4"}]}, ["points[0].topology: expected CHIP:AxB", "'v5x:4x4'"]),
+        (
+            GRID | {"points": [POINT | {"topology": "v5x:4x4"}]},
+            ["points[0].topology", "CHIP:AxB", "'v5x:4x4'"],
+        ),
+        (GRID | {"points": [POINT | {"topology": "v5e:4x4x4"}]}, ["points[0].topology", "slices of v5e are 1x1, 2x2"]),
+        (GRID | {"points": [POINT | {"batch_per_chip": 4}]}, ["points[0]: expected batch or batch_per_chip"]),
         (GRID | {"points": [POINT | {"batch": 0}]}, ["points[0].batch: expected a whole number of at least 1", "0"]),
         (GRID | {"points": [POINT | {"batch": True}]}, ["points[0].batch"]),
         (GRID | {"points": [POINT | {"model": "3b"}]}, ["points[0].model: expected 2b or 7b", "'3b'"]),

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from virtue_jax.aot.chips import CHIPS
-
-TOPOLOGY = re.compile(rf"({'|'.join(CHIPS)}):([1-9]\d*(?:x[1-9]\d*){{1,2}})")
 MESH_AXES = ("data", "fsdp", "tensor")
 FULL, LOW = EFFORTS = ("full", "low")
 

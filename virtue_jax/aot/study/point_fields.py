@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from virtue_jax.aot.study.point import CHIPS, EFFORTS, FULL, MESH_AXES, TOPOLOGY, Point, chips_of
+from virtue_jax.aot.chips import chip_of
+from virtue_jax.aot.study.point import EFFORTS, FULL, MESH_AXES, Point, chips_of
 from virtue_jax.config import REMAT
 
 MODELS = {size: f"configs/virtue_{size}_scar.py:large" for size in ("2b", "7b")}
@@ -23,6 +24,8 @@ def merge(fields: dict, more: dict, where: str) -> dict:
     for key, value in more.items():
         if key not in FIELDS:
             raise Wrong(f"{where}.{key}", f"one of {', '.join(FIELDS)}, name", key)
+        if _INSTEAD.get(key) in more:
+            raise Wrong(where, f"{key} or {_INSTEAD[key]}", more)
         merged.pop(_INSTEAD.get(key, ""), None)
         both = key in ("set", "rows") and isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merged[key] | value if both else value
@@ -35,8 +38,10 @@ def point_of(fields: dict, where: str, name: str) -> Point:
         if key not in FIELDS:
             raise Wrong(f"{where}.{key}", f"one of {', '.join(FIELDS)}, name", key)
     topology = fields.get("topology")
-    if not isinstance(topology, str) or not TOPOLOGY.fullmatch(topology):
-        raise Wrong(f"{where}.topology", f"CHIP:AxB or CHIP:AxBxC of {', '.join(CHIPS)}, as v5e:16x16", topology)
+    try:
+        chip_of(str(topology))
+    except ValueError as error:
+        raise Wrong(f"{where}.topology", f"a slice of TPUs ({error})", topology) from error
     slices = _count(fields.get("slices", 1), f"{where}.slices")
     effort = fields.get("effort", FULL)
     if effort not in EFFORTS:

@@ -10,6 +10,7 @@ Paths are relative to the file's folder.
 import json
 import os
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,8 @@ def _prompt(record: dict, folder: Path, origin: str) -> VisualPrompt | None:
 
 
 def _numbers(value: object, origin: str, key: str, lengths: tuple[int, ...] = (4,)) -> tuple:
-    right = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    value = _as_list(value)
+    right = isinstance(value, list) and all(isinstance(v, Real) and not isinstance(v, bool) for v in value)
     if not right or len(value) not in lengths:
         expected = " or ".join(map(str, lengths))
         raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a list of {expected} numbers")
@@ -189,12 +191,18 @@ def _numbers(value: object, origin: str, key: str, lengths: tuple[int, ...] = (4
 
 
 def _points(value: object, key: str, lengths: tuple[int, ...], origin: str) -> tuple:
+    value = _as_list(value)
     if not isinstance(value, list) or not value:
         raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a list of [x, y, label], at least one")
     points = [_numbers(point, origin, f"{key}[{i}]", lengths) for i, point in enumerate(value)]
     return tuple(point if len(point) == 3 else (*point, POSITIVE) for point in points)
 
 
+def _as_list(value: object) -> object:
+    """Of what a program gives in place of JSON's list."""
+    return value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
+
+
 def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
+    shown = json.dumps(value, ensure_ascii=False, default=repr)
     return shown if len(shown) <= 80 else shown[:77] + "..."
