@@ -38,7 +38,9 @@ def _print_memory(report: dict, console: Console) -> None:
     stays = ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory["resident"].items())
     console.print(f"stays on a chip of {memory['size'] / GIB:.2f} GiB: {stays}")
     if not report["fits"]:
-        largest = Table("GiB", "largest arrays of one chip", "parameter or source")
+        split = report["mesh"]["fsdp"] * report["mesh"]["tensor"] > 1
+        what = "largest arrays of one chip" + (", intermediate ones before fsdp and tensor split them" if split else "")
+        largest = Table("GiB", what, "parameter or source")
         for array in memory["largest"]:
             largest.add_row(f"{array['bytes'] / GIB:.2f}", array["what"], array["source"])
         console.print(largest)

@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> None:
         print(_usage())
         return
     if args[0] not in COMMANDS:
-        sys.exit(f"virtue: no command {args[0]!r}\n{_usage()}")
+        print(f"virtue: no command {args[0]!r}\n{_usage()}", file=sys.stderr)
+        sys.exit(2)
     command = importlib.import_module(f"virtue_jax.cli.{args[0]}")
     try:
         command.run(args[1:])

@@ -163,7 +163,7 @@ def _refuse_beyond_single(prompt: VisualPrompt, origin: str) -> None:
     if asked:
         raise InvalidExample(
             f"{origin}: {', '.join(asked)}: the released behaviour takes one box or one positive point; "
-            "choose compat 'paper' or prompt_kinds 'all'"
+            "choose compat 'paper' (--compat paper) or prompt_kinds 'all'"
         )
 
 

@@ -3,8 +3,8 @@
 The three stages of a step (`train/step.py`) run one after another; parameters, optimizer, the batch and the next one
 stay throughout. What a backward pass keeps of the language model is not guessed: the model is traced at its real width
 with a few layers, and the arrays that its differentiation carries from forward to backward are counted
-(`kept_by_layers`). Compilers share and fuse buffers, so that this is an estimate: compare with the compiled step's
-`memory_analysis()`, which `virtue train` prints.
+(`kept_by_layers`). Compilers share and fuse buffers, so that this is an estimate: compare with what the compiled stages
+take (`train/program_memory.py`), which `virtue train` and `virtue compile` print.
 """
 
 import math
