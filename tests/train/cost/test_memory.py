@@ -178,9 +178,23 @@ def test_grey_levels_are_a_quarter_of_a_float_batch():
     assert bytes_ < 0.3 * floats
 
 
+def test_micro_batches_of_one_length_are_kept_together():
+    virtue, numerics = small(), Numerics()
+    run = run_of(virtue, numerics)
+
+    def kept(*groups: RowGroup) -> int:
+        _, backward = memory._gradients_stage(run, groups)
+        return backward["activations"]
+
+    one, longer = RowGroup(SHAPE, 8, 2), RowGroup(replace(SHAPE, slots=2 * SHAPE.slots), 8, 2)
+    assert kept(one, one) == 2 * kept(one)
+    assert kept(one, longer) == kept(longer)
+    assert kept(one, replace(one, micro_batches=4)) == kept(one)
+
+
 def test_the_loss_grows_with_local_rows_times_all_columns(two_b):
     """Batch 8192 with 16,384 embeddings over 256 devices: some dozens of MiB each."""
     run = run_of(two_b, Numerics("bfloat16", "bfloat16", "splash", "layer"), {"data": 256, "fsdp": 1, "tensor": 1})
     loss = memory._loss(run, [RowGroup(replace(SHAPE, examples=8), 2048)])
     local, everything = 16384 // 256, 16384
-    assert loss == 4 * everything * 1536 * 3 + 2 * 4 * local * everything
+    assert loss == 4 * everything * 1536 * 3 + 4 * local * everything

@@ -100,7 +100,8 @@ def device_memory(device: jax.Device) -> int | None:
 
 
 def _fewest_parts(run: Run, groups: Mapping[str, RowGroup], room: int) -> Choice:
-    """Cuts the row group with the largest micro-batches into the next larger number that divides, until all fits."""
+    """Cuts the row group with the largest micro-batches, and those that run together with it, into the next larger
+    number that divides, until all fits."""
     open_groups = {name for name, group in groups.items() if not group.micro_batches}
     chosen = {name: replace(group, micro_batches=max(1, group.micro_batches)) for name, group in groups.items()}
     while True:
@@ -109,8 +110,9 @@ def _fewest_parts(run: Run, groups: Mapping[str, RowGroup], room: int) -> Choice
         further = {name: parts for name, parts in further.items() if parts}
         if found.total <= room or not further:
             return Choice(run.numerics, chosen, found)
-        largest = max(further, key=lambda name: _one_part(run, chosen[name]))
-        chosen[largest] = replace(chosen[largest], micro_batches=further[largest])
+        largest = chosen[max(further, key=lambda name: _one_part(run, chosen[name]))]
+        cut = {name: further[name] for name in further if _program(chosen[name]) == _program(largest)}
+        chosen |= {name: replace(chosen[name], micro_batches=parts) for name, parts in cut.items()}
 
 
 def _next_parts(run: Run, group: RowGroup) -> int | None:
@@ -188,8 +190,8 @@ def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> tuple[dict[str, in
     groups = list(groups)
     whole = [group for group in groups if group.micro_batches <= 1]
     split = [group for group in groups if group.micro_batches > 1]
-    kept = sum(activations(run, group.shape, _part_rows(run, group)) for group in whole) + _towers_kept(run, whole)
-    part = max((activations(run, group.shape, _part_rows(run, group)) for group in split), default=0)
+    kept = sum(_kept(run, group) for group in whole) + _towers_kept(run, whole)
+    part = max((sum(_kept(run, group) for group in together) for together in _together(split)), default=0)
     layer = max(layer_work(run, group.shape, _part_rows(run, group)) for group in groups)
     gradients = array_bytes(run.trainable.values())
     common = {
@@ -207,6 +209,22 @@ def _gradients_stage(run: Run, groups: Iterable[RowGroup]) -> tuple[dict[str, in
     )
 
 
+def _kept(run: Run, group: RowGroup) -> int:
+    return activations(run, group.shape, _part_rows(run, group))
+
+
+def _together(groups: Iterable[RowGroup]) -> Iterable[list[RowGroup]]:
+    """Row groups whose micro-batches the language model takes in one run (`train.step.same_program`)."""
+    alike: dict[tuple[int, int], list[RowGroup]] = {}
+    for group in groups:
+        alike.setdefault(_program(group), []).append(group)
+    return alike.values()
+
+
+def _program(group: RowGroup) -> tuple[int, int]:
+    return group.shape.slots, group.micro_batches
+
+
 def _towers_kept(run: Run, groups: Iterable[RowGroup]) -> int:
     """Towers that train keep, for one group after another."""
     if run.frozen_towers:
@@ -219,8 +237,8 @@ def _update_stage(run: Run) -> dict[str, int]:
 
 
 def _loss(run: Run, groups: Iterable[RowGroup]) -> int:
-    """In float32: embeddings of all devices, their gradients and the sum of these; and local rows x all columns,
-    logits and their gradients, all else of which compilers fuse."""
+    """In float32: embeddings of all devices, their gradients and the sum of these; and local rows x all columns once,
+    the rest of which compilers fuse."""
     slots = sum(group.rows * group.shape.examples for group in groups)
     local = slots // run.row_shards
-    return 4 * slots * run.virtue.text.hidden_size * 3 + 4 * local * slots * 2
+    return 4 * slots * run.virtue.text.hidden_size * 3 + 4 * local * slots
