@@ -42,8 +42,8 @@ class CompiledStep:
 def compile_step(run: TrainSetup, flags: Sequence[Flag] = (), *, low_effort: bool = False) -> CompiledStep:
     """Compiles all stages of the very step that `virtue train` runs.
 
-    low_effort: in a fifth of the time, with the same arithmetic and collectives, up to a tenth more memory, and
-    instructions whose estimated cycles mean nothing.
+    low_effort: in a fifth of the time, with the same arithmetic and collectives, as much memory, and instructions whose
+    estimated cycles mean nothing.
 
     Raises:
         jax.errors.JaxRuntimeError: what the compiler refuses for other reasons than memory.

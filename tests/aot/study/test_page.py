@@ -79,6 +79,10 @@ def test_the_largest_batch_that_fits_is_named_with_the_next():
     assert "From 2,048 to 4,096 it is 7.68 GiB a chip, 3932 MiB per 1,024 pairs." in line
     (line,) = said(study("grid", "batch", *points[:2]), made(*points[:2]))
     assert "no larger batch was asked for" in line
+    entries = made(*points[:2])
+    entries[points[1]].report["rows"]["images"]["micro_batches"] = 8
+    (line,) = said(study("grid", "batch", *points[:2]), entries)
+    assert "2,048 remat" in line and "and 8 micro-batches." in line and "MiB per 1,024" not in line
     (line,) = said(study("grid", "batch", points[2]), made(points[2]))
     assert "none of the batches asked for fits" in line
 

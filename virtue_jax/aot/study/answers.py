@@ -155,13 +155,16 @@ def _fitting_batches(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _growth(known: Sequence[Pair]) -> str:
-    """Memory for further pairs, by the two largest batches."""
+    """Memory for further pairs, by the two largest batches; or how they are made to fit, where that is not alike."""
     known = [pair for pair in known if pair[1]["hbm_peak_gib"] is not None]
     if len(known) < 2:
         return ""
     (small, less), (large, more) = known[-2:]
     if large.batch == small.batch:
         return ""
+    ways = [f"remat {row['remat']} and {_micro_batches(row)}" for row in (less, more)]
+    if ways[0] != ways[1]:
+        return f" {small.batch:,} take {ways[0]}; {large.batch:,} {ways[1]}."
     grown = more["hbm_peak_gib"] - less["hbm_peak_gib"]
     each = 1024 * grown / (large.batch - small.batch) * 1024
     return f" From {small.batch:,} to {large.batch:,} it is {grown:.2f} GiB a chip, {each:.0f} MiB per 1,024 pairs."
@@ -171,6 +174,10 @@ def _choice(point: Point) -> str:
     """What sets a point apart from others on the same pod."""
     values = [f"{path.split('.')[-1]}={value}" for path, value in point.overrides]
     return ", ".join([point.split, *values])
+
+
+def _micro_batches(row: Row) -> str:
+    return f"{row['micro_batches']} micro-batch{'' if row['micro_batches'] == 1 else 'es'}"
 
 
 def _groups(pairs: Sequence[Pair], key) -> list[list[Pair]]:

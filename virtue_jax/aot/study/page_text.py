@@ -32,10 +32,10 @@ How to read it:
   attention at the chip's peak, memory traffic where that is slower, and of the networks what is not overlapped. The
   **cycles** are the compiler's own estimates of its operations, times the trips of their loops; for attention kernels,
   of which it estimates nothing, an assumed share of the peak. What is assumed: `virtue_jax/aot/roofline.py`.
-* *Effort* is the compiler's. Low takes a fifth of the time and gives the same arithmetic and collectives, and up to a
-  tenth more memory: what fits there fits at full effort, what just does not may.
-  Points of low effort have no cycles, and their roofline is pessimistic: less is fused, so memory takes longer, and
-  their MFU is a lower bound of the full effort's. They are compared with each other, never with points of full effort.
+* *Effort* is the compiler's. Low takes a fifth of the time and gives the same arithmetic and collectives and, to a
+  percent, the same peak of memory. Points of low effort have no cycles, and their roofline is pessimistic: less is
+  fused, so memory takes longer, and their MFU is a lower bound of the full effort's. They are compared with each other,
+  never with points of full effort.
 * *MFU* counts useful work only: frozen towers once, the language model's linear layers twice (forward, and backward to
   their inputs), attention three times; real tokens and patches; nothing that is computed again.
 * *HBM* is the largest peak of a step's compiled stages, against what the compiler says the chip has.

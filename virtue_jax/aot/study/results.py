@@ -15,7 +15,8 @@ FITS, DOES_NOT_FIT, FAILED, MISSING = "fits", "does not fit", "failed", "not com
 Row = dict[str, Any]
 # Keys of a row, in the CSV's order. seconds: of a step; usd: per million pairs; efficiency: against the smallest pod.
 COLUMNS = (
-    *("study", "point", "status", "config", "topology", "slices", "chips", "mesh", "batch", "pairs", "remat", "effort"),
+    *("study", "point", "status", "config", "topology", "slices", "chips", "mesh", "batch", "pairs", "remat"),
+    *("micro_batches", "effort"),
     *("hbm_size_gib", "hbm_peak_gib", "useful_flops", "waste", "communication_share", "ici_gib", "dcn_gib"),
     *(f"{figure}_{bound}" for figure in ("seconds", "mfu", "pairs_per_second") for bound in (*BOUNDS, "calibrated")),
     *(f"efficiency_{bound}" for bound in BOUNDS),
@@ -67,6 +68,7 @@ def _figures(report: dict, factors: Factors | None) -> Row:
         "mesh": " ".join(f"{axis}={size}" for axis, size in report["mesh"].items() if axis != "slices"),
         "pairs": report.get("pairs"),
         "remat": (report.get("numerics") or {}).get("remat"),
+        "micro_batches": max((group["micro_batches"] for group in (report.get("rows") or {}).values()), default=None),
         "hbm_size_gib": memory["size"] / GIB,
         "hbm_peak_gib": None if memory["peak"] is None else memory["peak"] / GIB,
         "useful_flops": flops.get("useful"),
