@@ -236,8 +236,9 @@ def test_dicts_are_embedded_as_the_lines_of_a_file(command, folder, tiny_model_d
     np.testing.assert_allclose(got, expected, atol=COMPANY_TOLERANCE)
 
 
-def test_prompts_may_be_tuples_and_arrays(folder, tiny_model_dir):
-    embedder, image = Embedder.load(tiny_model_dir(), compat="paper"), folder / "wide.png"
+def test_prompts_may_be_tuples_and_arrays(tmp_path, tiny_model_dir):
+    embedder, image = Embedder.load(tiny_model_dir(), compat="paper"), tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).save(image)
     asked = {"image": str(image), "text": "this"}
     lists = asked | {"box": [1, 2, 9, 8], "points": [[3, 4, 1], [5.5, 6, 0]]}
     tuples = asked | {"box": (1, 2, 9, 8), "points": ((3, 4, 1), (5.5, 6, 0))}
