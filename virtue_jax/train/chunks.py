@@ -1,11 +1,20 @@
 """Large batches on little memory: encode in micro-batches, keep only what each gives (GradCache, arXiv 2101.06983)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax import lax
 
 from virtue_jax.parallel.constrain import ROWS, constrain
+
+
+def run_together(lengths: Sequence[int], chunks: Sequence[int]) -> list[list[int]]:
+    """Which row groups the language model takes in one run, as their numbers: those of one length of rows, cut into
+    equally many micro-batches."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, key in enumerate(zip(lengths, chunks, strict=True)):
+        alike.setdefault(key, []).append(i)
+    return list(alike.values())
 
 
 def split_chunks(tree, chunks: int):

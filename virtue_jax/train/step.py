@@ -17,7 +17,7 @@ from virtue_jax.models.lora import hold_norms
 from virtue_jax.models.parameters import bind
 from virtue_jax.models.virtue import TowerOutputs, Virtue
 from virtue_jax.parallel.collective import Axis, position, size, total
-from virtue_jax.train.chunks import encode_in_chunks
+from virtue_jax.train.chunks import encode_in_chunks, run_together
 from virtue_jax.train.loss import LossConfig, Slots, contrastive_loss
 
 LOG_TEMPERATURE = "loss.log_temperature"  # path of the learnt temperature among the trainable parameters
@@ -90,18 +90,10 @@ def _embeddings(model: Virtue, groups: Sequence[Batch], towers, keys: Sequence, 
     else:
         inputs = list(zip(map(without_pixels, groups), towers, keys, strict=True))
     found: dict[int, jax.Array] = {}
-    for members in same_program(groups, chunks):
+    for members in run_together([batch.tokens.shape[1] for batch in groups], chunks):
         count = chunks[members[0]]
         found |= zip(members, encode_in_chunks(encode, [inputs[i] for i in members], count), strict=True)
     return [found[i] for i in range(len(groups))]
-
-
-def same_program(groups: Sequence[Batch], chunks: Sequence[int]) -> list[list[int]]:
-    """Which row groups the language model takes in one run, as their numbers."""
-    alike: dict[tuple[int, int], list[int]] = {}
-    for i, (batch, count) in enumerate(zip(groups, chunks, strict=True)):
-        alike.setdefault((batch.tokens.shape[1], count), []).append(i)
-    return list(alike.values())
 
 
 def dropout_keys(seed: int, step: jax.Array, groups: Sequence[Batch], axis: Axis) -> list[jax.Array]:

@@ -172,8 +172,8 @@ def _prompt(record: dict, folder: Path, origin: str) -> VisualPrompt | None:
     if "points" in record:
         points = _points(record["points"], "points", (3,), origin)
     elif "sam_point" in record:
-        value = record["sam_point"]
-        single = isinstance(value, list) and value and not isinstance(value[0], list)
+        value = _as_list(record["sam_point"])
+        single = isinstance(value, list) and value and not isinstance(value[0], list | tuple)
         points = _points([value] if single else value, "sam_point", (2, 3), origin)
     mask = _path(record["mask"], "mask", folder, origin) if "mask" in record else None
     if box is None and not points and mask is None:

@@ -8,7 +8,7 @@ take (`train/program_memory.py`), which `virtue train` and `virtue compile` prin
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from virtue_jax.config import Numerics
 from virtue_jax.data.packing.layout import batch_layout
+from virtue_jax.train.chunks import run_together
 from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.activations import (
     Run,
@@ -111,8 +112,8 @@ def _fewest_parts(run: Run, groups: Mapping[str, RowGroup], room: int) -> Choice
         if found.total <= room or not further:
             return Choice(run.numerics, chosen, found)
         largest = chosen[max(further, key=lambda name: _one_part(run, chosen[name]))]
-        cut = {name: further[name] for name in further if _program(chosen[name]) == _program(largest)}
-        chosen |= {name: replace(chosen[name], micro_batches=parts) for name, parts in cut.items()}
+        cut = [name for name in further if len(_together([chosen[name], largest])) == 1]
+        chosen |= {name: replace(chosen[name], micro_batches=further[name]) for name in cut}
 
 
 def _next_parts(run: Run, group: RowGroup) -> int | None:
@@ -213,16 +214,10 @@ def _kept(run: Run, group: RowGroup) -> int:
     return activations(run, group.shape, _part_rows(run, group))
 
 
-def _together(groups: Iterable[RowGroup]) -> Iterable[list[RowGroup]]:
-    """Row groups whose micro-batches the language model takes in one run (`train.step.same_program`)."""
-    alike: dict[tuple[int, int], list[RowGroup]] = {}
-    for group in groups:
-        alike.setdefault(_program(group), []).append(group)
-    return alike.values()
-
-
-def _program(group: RowGroup) -> tuple[int, int]:
-    return group.shape.slots, group.micro_batches
+def _together(groups: Sequence[RowGroup]) -> list[list[RowGroup]]:
+    """Row groups whose micro-batches the language model takes in one run."""
+    runs = run_together([group.shape.slots for group in groups], [group.micro_batches for group in groups])
+    return [[groups[i] for i in members] for members in runs]
 
 
 def _towers_kept(run: Run, groups: Iterable[RowGroup]) -> int:
