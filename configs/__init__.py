@@ -1,1 +1,2 @@
-"""Runs: one file is one run, values only. `get_config()` gives what `virtue_jax.train.config.TrainConfig` holds."""
+"""Runs: one file is one run, values only. `get_config()` gives what a
+`TrainConfig` (`virtue_jax/train/step/config.py`) holds."""

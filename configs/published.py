@@ -10,7 +10,7 @@ multiplied by sqrt(8), the square-root rule for Adam (Malladi et al. 2022, arXiv
 the input of the low-rank branch alone, which spares a second product with every frozen kernel (a fifth of the step);
 `--config.numerics.dora_dropout=peft` trains as the paper's code does, and the batch of 1,024 does so by itself.
 
-Rows: found by `virtue rows --lengths` (`virtue_jax/data/row_choice/choose_rows.py`) and a longer search by the same
+Rows: found by `virtue rows --lengths` (`virtue_jax/data/row_groups/choose.py`) and a longer search by the same
 simulated packing, for 2B on 64 devices and 16 streams (`large`: 256 and 64; every host has a stream or several); 7B
 takes the same. All lengths have large blocks for the attention kernel (`ops/splash.py`), and they hold the largest
 image (5,120 patches). On lengths like the data's, row efficiency is 0.95 (SCaR) and 0.93 (MMEB; `large` 0.97), and 1 to

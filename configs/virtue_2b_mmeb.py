@@ -9,7 +9,7 @@ Weights are on every device (4.5 GiB with the vision tower), rows are split over
 import ml_collections
 
 from configs.published import DORA, MMEB_ROWS, published_run
-from virtue_jax.data.sources.mmeb import subset_sources
+from virtue_jax.data.formats.mmeb import subset_sources
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

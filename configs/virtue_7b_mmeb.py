@@ -10,7 +10,7 @@ Weights are split over 4 devices (`fsdp`) to fit 16 GiB, in parts that are multi
 import ml_collections
 
 from configs.published import DORA, MMEB_ROWS, published_run
-from virtue_jax.data.sources.mmeb import subset_sources
+from virtue_jax.data.formats.mmeb import subset_sources
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

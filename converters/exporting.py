@@ -22,7 +22,7 @@ from converters.safetensors_file import TensorInfo, write_safetensors
 from converters.sam2_yaml import META_DECODER_HEADS, sam2_yaml
 from converters.stored_model import StoredModel, Weights
 from converters.torch_file import save_torch
-from virtue_jax.new_directory import new_directory, refuse_inputs
+from virtue_jax.atomic_files import new_directory, refuse_inputs
 
 SHARD_BYTES = 5_000_000_000  # as transformers splits
 

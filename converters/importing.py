@@ -16,11 +16,11 @@ from converters.foreign import ForeignVirtue, open_virtue
 from converters.plan import check, finite, lazy_parameters, summary, unusable
 from converters.progress import byte_progress
 from converters.safetensors_file import write_safetensors
-from virtue_jax.checkpoint import CARRIED, save_model
+from virtue_jax.atomic_files import refuse_inputs, refuse_occupied
 from virtue_jax.config import Compat, Numerics
+from virtue_jax.model_directory import CARRIED, save_model
 from virtue_jax.models.connector import Connector
 from virtue_jax.models.parameters import parameters
-from virtue_jax.new_directory import refuse_inputs, refuse_occupied
 
 
 @dataclass(frozen=True)

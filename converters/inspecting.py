@@ -16,7 +16,7 @@ from converters import adapter, connector, qwen2_vl, sam2
 from converters.errors import CheckpointError
 from converters.safetensors_file import TensorInfo
 from converters.sources import Source, open_folder, open_source
-from virtue_jax.checkpoint import CONFIG_FILE, PARAMS, load_config, read_head, stored_parameters
+from virtue_jax.model_directory import CONFIG_FILE, PARAMS, load_config, read_head, stored_parameters
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 

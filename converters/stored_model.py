@@ -9,8 +9,8 @@ import numpy as np
 from converters.errors import CheckpointError, refuse
 from converters.rules import Entry
 from converters.safetensors_file import SafetensorsFile, TensorInfo
-from virtue_jax.checkpoint import CARRIED, load_config, parameter_shapes, read_parameters, stored_parameters
 from virtue_jax.config import VirtueConfig
+from virtue_jax.model_directory import CARRIED, load_config, parameter_shapes, read_parameters, stored_parameters
 from virtue_jax.models.lora import merged_kernel
 
 # Small parameters are read together: opening the checkpoint costs more than reading one.

@@ -15,37 +15,72 @@ TESTED = FILES | {
 }
 LEAVES = {"config", "batch"}
 
-# Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library.
+GROUND = {"data"}  # the files of data/ itself: what a person gives, and what the configuration says of data
+_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models", "disk", "atomic_files"}
+
+# Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library. A folder that has
+# drawers is a room of its own: the files that lie in it directly.
 ROOMS = {
     "config": (set(), set()),
-    "geometry": ({"config"}, set()),
+    "published_models": ({"config"}, set()),
     "batch": (set(), {"numpy"}),
-    "data": (
-        LEAVES,
-        {"numpy", "PIL", "pyarrow", "tokenizers", "transformers"}
-        | {"grain", "absl", "tensorflow_datasets", "array_record"},
+    "chips": (set(), set()),
+    "disk": (set(), set()),
+    "atomic_files": (set(), set()),
+    "data": (LEAVES | {"disk"}, {"numpy"}),
+    "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
+    "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
+    "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
+    "data/formats": (
+        LEAVES | GROUND | {"data/encoding", "data/loading"},
+        {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
+    ),
+    "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
+    "data/scenes": (GROUND, {"numpy", "PIL", "pyarrow"}),
+    "data/row_groups": (
+        LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
+        {"numpy", "PIL"},
     ),
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
-    "new_directory": (set(), set()),
     "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
-    "checkpoint": ({"config", "models", "new_directory", "lazy_write"}, {"jax", "numpy", "orbax"}),
-    "embedder": (LEAVES | {"data", "models", "checkpoint"}, {"jax", "numpy"}),
-    "eval": (LEAVES | {"data", "embedder"}, {"numpy", "rich", "matplotlib"}),
-    "train": (
-        LEAVES | {"data", "models", "ops", "parallel", "checkpoint", "new_directory", "geometry"},
-        {"jax", "flax", "optax", "orbax", "tensorstore", "etils", "numpy", "rich", "tensorboardX"},
+    "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
+    "embedding": (
+        LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
+        {"jax", "numpy"},
     ),
-    "aot": (LEAVES | {"data", "models", "ops", "parallel", "train"}, {"jax", "numpy", "rich"}),
-    "aot/study": ({"aot", "config", "new_directory"}, {"numpy", "rich", "matplotlib", "yaml"}),
+    "eval": (LEAVES | GROUND | {"data/encoding", "data/formats", "embedding"}, {"numpy", "rich", "matplotlib"}),
+    "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
+    "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
+    "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
+    "train/reporting": (
+        _TRAIN | {"ops", "train/step", "train/cost", "train/survival"},
+        {"jax", "numpy", "rich", "tensorboardX"},
+    ),
+    "train": (
+        _TRAIN
+        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops"}
+        | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
+        {"jax", "flax", "numpy", "rich", "orbax", "etils"},
+    ),
+    "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
+    "aot": (
+        LEAVES
+        | {"data/packing"}
+        | {"data", "data/row_groups", "models", "ops", "parallel", "chips", "aot/hlo", "train", "train/step"}
+        | {"train/cost"},
+        {"jax", "numpy", "rich"},
+    ),
+    "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
     "cli": (
-        {"aot", "config", "data", "embedder", "eval", "new_directory", "parallel", "train"},
+        {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
-    "__init__": ({"embedder"}, set()),
+    "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "checkpoint", "models", "new_directory", "lazy_write"},
+        {"config", "model_directory", "models", "atomic_files", "lazy_write"},
         {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
     ),
 }
@@ -54,9 +89,16 @@ FILE_ACCESS = {"os", "pathlib", "io", "shutil", "tempfile", "json", "open"}
 
 
 def room_of(name: str) -> str:
+    """The innermost room that a file is in."""
     parts = Path(name).with_suffix("").parts
+    if parts[0] == "converters":
+        return "converters"
     inner = "/".join(parts[1:3])
-    return parts[0] if parts[0] == "converters" else inner if inner in ROOMS else parts[1]
+    return inner if inner in ROOMS else parts[1]
+
+
+def room_of_module(module: str) -> str:
+    return room_of(module.replace(".", "/") + ".py")
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -77,7 +119,7 @@ def test_a_file_names_only_what_its_room_may(name):
     own, libraries = ROOMS[room]
     tree = ast.parse(FILES[name].read_text())
     modules = imports(tree)
-    rooms = {m.split(".")[1] for m in modules if m.startswith("virtue_jax.")}
+    rooms = {room_of_module(m) for m in modules if m.startswith("virtue_jax.")}
     tops = {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names)
     assert rooms <= own | {room}
     assert tops <= libraries | ({"virtue_jax", "converters"} if room == "converters" else {"virtue_jax"})
@@ -86,6 +128,17 @@ def test_a_file_names_only_what_its_room_may(name):
         assert not ({m.split(".")[0] for m in modules} | called) & FILE_ACCESS
     if room in ("ops", "models"):
         assert not any(m.startswith("jax.sharding") for m in modules), "meshes and shardings belong to parallel/"
+
+
+def test_no_two_rooms_import_each_other():
+    """Above all not a folder and its drawers: data flows one way."""
+    named = {(room_of(name), room) for name, path in FILES.items() for room in _rooms_named(path)}
+    assert not {(a, b) for a, b in named if a < b and (b, a) in named}
+
+
+def _rooms_named(path: Path) -> set[str]:
+    modules = imports(ast.parse(path.read_text()))
+    return {room_of_module(m) for m in modules if m.startswith("virtue_jax.")}
 
 
 def test_torch_is_named_in_one_converter_and_only_when_a_torch_file_is_opened():

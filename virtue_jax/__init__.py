@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virtue_jax.embedder import Embedder
+    from virtue_jax.embedding.embedder import Embedder
 
 __all__ = ["Embedder"]
 
@@ -11,7 +11,7 @@ __all__ = ["Embedder"]
 def __getattr__(name: str) -> Any:
     """`virtue_jax.Embedder`, imported on first use: it brings in jax, flax and transformers."""
     if name == "Embedder":
-        from virtue_jax.embedder import Embedder
+        from virtue_jax.embedding.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module 'virtue_jax' has no attribute {name!r}")

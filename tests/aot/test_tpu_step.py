@@ -12,19 +12,19 @@ from multidevice.tiny_step import IMAGE_ROW, TEXT_ROW, geometry, run_config
 from rich.console import Console
 
 from virtue_jax.aot import print_report, report
-from virtue_jax.aot.chips import CHIPS
 from virtue_jax.aot.compile_step import compile_step
 from virtue_jax.aot.largest import largest_arrays
 from virtue_jax.aot.roofline import program_cost
 from virtue_jax.aot.slowest import slowest_lines
 from virtue_jax.aot.topology import prepare_environment, topology_devices
+from virtue_jax.chips import CHIPS
 from virtue_jax.config import AdapterConfig, Numerics
+from virtue_jax.data.config import RowGroup
 from virtue_jax.models.hiera import GLOBAL
 from virtue_jax.ops.window_kernel import NAME, plan
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
-from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.image_encoder import trunk_blocks
-from virtue_jax.train.setup import setup
+from virtue_jax.train.step.setup import setup
 
 pytestmark = pytest.mark.slow
 CHIP = CHIPS["v5e"]

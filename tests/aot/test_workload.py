@@ -5,15 +5,15 @@ import importlib
 
 import pytest
 
-from virtue_jax.aot.chips import chip_of
 from virtue_jax.aot.workload import published_work, with_batch
+from virtue_jax.chips import chip_of
 from virtue_jax.cli import compile as compile_command
 from virtue_jax.config import from_dict
-from virtue_jax.geometry import published_geometry
-from virtue_jax.train.config import ModelConfig, TrainConfig
+from virtue_jax.published_models import published_geometry
 from virtue_jax.train.cost.flops import useful_flops
 from virtue_jax.train.cost.work import Work, capacity
-from virtue_jax.train.start import model_geometry
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.weights import model_geometry
 
 
 @pytest.fixture(scope="module")

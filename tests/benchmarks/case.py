@@ -17,7 +17,7 @@ from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig
 from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, TrainingPair
-from virtue_jax.data.sources.scar import ScarTraining
+from virtue_jax.data.formats.scar import ScarTraining
 
 TEMPERATURE = 0.02
 LEARNING_RATE = 2e-5
@@ -160,7 +160,7 @@ def _with_tokenizer(config: VirtueConfig, tokenizer: Tokenizer) -> VirtueConfig:
 
 def _write_model(folder: Path, config: VirtueConfig, tokenizer: Tokenizer) -> None:
     from converters.exporting import ExportRequest, run
-    from virtue_jax.checkpoint import parameter_shapes, save_model
+    from virtue_jax.model_directory import parameter_shapes, save_model
 
     shapes = parameter_shapes(config)
     params = {path: random_parameter(path, shape, i) for i, (path, shape) in enumerate(shapes.items())}

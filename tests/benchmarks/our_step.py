@@ -19,22 +19,23 @@ from benchmarks.worker import serve
 from converters import adapter, connector
 from converters.rules import expand
 from virtue_jax.batch import Batch
-from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.data.config import DataConfig, RowGroup
 from virtue_jax.data.encoding.encode import EncodedExample
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.packing.content import content_id
+from virtue_jax.data.identity import content_id
 from virtue_jax.data.packing.first_fit import Need, first_fit
 from virtue_jax.data.packing.pack import Label, Row, pack_rows, row_need, row_shape
+from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import parameters
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost.flops import executed_flops, useful_flops
 from virtue_jax.train.cost.work import batch_work
-from virtue_jax.train.loss import LossConfig
-from virtue_jax.train.optimizer import OptimizerConfig
-from virtue_jax.train.setup import TrainSetup, setup
-from virtue_jax.train.step import StepConfig, loss_and_gradients
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.loss import LossConfig
+from virtue_jax.train.step.optimizer import OptimizerConfig
+from virtue_jax.train.step.setup import TrainSetup, setup
+from virtue_jax.train.step.stages import StepConfig, loss_and_gradients
 
 SLOTS = 32  # rows are a multiple of this long
 

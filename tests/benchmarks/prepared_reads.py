@@ -17,10 +17,10 @@ from pathlib import Path
 from virtue_jax.data.encoding.encode import image_key
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.example import PairSource, TrainingPair
+from virtue_jax.data.formats.record_reader import PreparedTraining
+from virtue_jax.data.formats.record_writer import prepare
+from virtue_jax.data.formats.scar import ScarTraining
 from virtue_jax.data.scenes import write_scenes
-from virtue_jax.data.sources.prepare import prepare
-from virtue_jax.data.sources.prepared import PreparedTraining
-from virtue_jax.data.sources.scar import ScarTraining
 from virtue_jax.data.sources.shared_images import SharedImages
 
 

@@ -1,6 +1,6 @@
 """python -m benchmarks.row_efficiency [--steps N] (in tests/): how full rows are on lengths like the published data's.
 
-Packs made-up lengths (`virtue_jax/data/row_choice/published_lengths.py`) by the loader's rule into the row groups of
+Packs made-up lengths (`virtue_jax/data/row_groups/published.py`) by the loader's rule into the row groups of
 configs/, for batches of 1,024 dealt to 1, 8 and 16 streams and of 8,192 dealt to 1, 8 and 64 (the last are the run
 files' own), and tells what padding costs instead: one example a row of fixed size; every side of a batch of 32 padded
 to its longest (the released code).
@@ -15,10 +15,10 @@ from pathlib import Path
 from configs.published import MMEB_ROWS, SCAR_ROWS
 from virtue_jax.batch import RowShape
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig, from_dict
+from virtue_jax.data.config import RowGroup
 from virtue_jax.data.packing.first_fit import Need
-from virtue_jax.data.row_choice.published_lengths import published_needs
-from virtue_jax.data.row_choice.simulate_packing import NeedSource, PackingFigures, SampleOrder, simulate
-from virtue_jax.train.config import RowGroup
+from virtue_jax.data.row_groups.published import published_needs
+from virtue_jax.data.row_groups.simulate import NeedSource, PackingFigures, SampleOrder, simulate
 
 ROWS = {"scar": SCAR_ROWS, "mmeb": MMEB_ROWS}
 REFERENCE_BATCH = 32  # per device, in the released yaml

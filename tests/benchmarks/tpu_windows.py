@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from virtue_jax.aot.chips import Chip, chip_of
-from virtue_jax.aot.hlo import read_program
+from virtue_jax.aot.hlo.program import read_program
 from virtue_jax.aot.roofline import costs, program_cost
 from virtue_jax.aot.topology import prepare_environment, topology_devices
-from virtue_jax.geometry import published_geometry
+from virtue_jax.chips import Chip, chip_of
 from virtue_jax.ops.window_attention import window_attention
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
+from virtue_jax.published_models import published_geometry
 from virtue_jax.train.cost.image_encoder import Block, trunk_blocks
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from configs import quickstart
 from virtue_jax.config import AdapterConfig, from_dict
+from virtue_jax.data.formats.mmeb import SUBSETS
 from virtue_jax.data.packing.first_fit import Need, misfit
-from virtue_jax.data.row_choice.published_lengths import published_needs
-from virtue_jax.data.row_choice.simulate_packing import SampleOrder, simulate
-from virtue_jax.data.sources.mmeb import SUBSETS
-from virtue_jax.geometry import published_geometry
+from virtue_jax.data.row_groups.published import published_needs
+from virtue_jax.data.row_groups.simulate import SampleOrder, simulate
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, splash_block
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.setup import setup
+from virtue_jax.published_models import published_geometry
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import setup
 
 RUNS = [(size, stage, variant) for size in ("2b", "7b") for stage in ("mmeb", "scar") for variant in ("", "large")]
 LORA = {"2b": 4_530_176, "7b": 10_092_544}

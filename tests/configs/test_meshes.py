@@ -14,9 +14,9 @@ import json, math, sys
 import jax
 sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/configs"]
 from test_configs import RUNS, published
-from virtue_jax.geometry import published_geometry
+from virtue_jax.published_models import published_geometry
 from virtue_jax.parallel.mesh import make_mesh
-from virtue_jax.train import setup as setup_module
+from virtue_jax.train.step import setup as setup_module
 
 setup_module.platform_of = lambda mesh: "tpu"  # devices are stood in for by this machine's
 found = {{}}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from converters.exporting import ExportRequest
 from converters.exporting import run as export
 from converters.importing import ImportRequest, run
-from virtue_jax.checkpoint import companions, load_config, load_model, save_model
 from virtue_jax.config import AdapterConfig, Numerics
+from virtue_jax.model_directory import companions, load_config, load_model, save_model
 from virtue_jax.models.parameters import abstract_virtue, parameters
 
 

@@ -14,8 +14,8 @@ from converters.__main__ import main
 from converters.errors import CheckpointError
 from converters.importing import open_request, run
 from converters.plan import read_state
-from virtue_jax.checkpoint import load_config, load_model, read_head, stored_parameters
 from virtue_jax.config import AdapterConfig, Compat, Numerics
+from virtue_jax.model_directory import load_config, load_model, read_head, stored_parameters
 from virtue_jax.models.parameters import parameters
 
 

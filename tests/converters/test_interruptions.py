@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from converters.importing import run
-from virtue_jax.checkpoint import load_config, load_model, read_head
 from virtue_jax.config import Numerics
+from virtue_jax.model_directory import load_config, load_model, read_head
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from converters import adapter, connector, qwen2_vl, rules, sam2
 from converters.plan import component_of
 from converters.rules import LeftOut, Rule, cover, expand
 from converters.sources import ArraySource
-from virtue_jax.checkpoint import parameter_shapes
 from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, VirtueConfig
+from virtue_jax.model_directory import parameter_shapes
 
 SHAPES = {
     "same": (rules.same, (3, 4)),

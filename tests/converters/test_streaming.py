@@ -12,7 +12,7 @@ from synthetic import qwen_config, qwen_shapes, random_bfloat16, write_sharded
 
 from converters.sources import open_folder
 from converters.torch_file import TorchFile
-from virtue_jax.checkpoint import read_parameters
+from virtue_jax.model_directory import read_parameters
 
 ROOT = Path(__file__).parents[2]
 MEASURE = """

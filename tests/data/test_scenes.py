@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from virtue_jax.data.encoding.segmentation import decode_segmentation, rle_encode
+from virtue_jax.data.masks import decode_segmentation, rle_encode
 from virtue_jax.data.scenes import EVAL_FILE, IMAGE_FOLDER, QUERY_TEXT, TRAIN_FILE, Vocabulary, make_scene, write_scenes
 from virtue_jax.data.scenes.vocabulary import COLOURS, KINDS, SCENES, TEXTURES
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tiny_run
 
-from virtue_jax.checkpoint import parameter_shapes, save_model
 from virtue_jax.cli.main import main
 from virtue_jax.config import VirtueConfig, from_dict
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.scenes import Vocabulary, write_scenes
+from virtue_jax.model_directory import parameter_shapes, save_model
 
 
 @pytest.fixture(scope="session")

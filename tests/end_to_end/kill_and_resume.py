@@ -163,7 +163,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def parameters_of(model: Path) -> dict[str, np.ndarray]:
-    from virtue_jax.checkpoint import read_parameters, stored_parameters
+    from virtue_jax.model_directory import read_parameters, stored_parameters
 
     return read_parameters(model, stored_parameters(model))
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from virtue_jax.cli.main import main
 from virtue_jax.data.scenes import EVAL_FILE, TRAIN_FILE
-from virtue_jax.embedder import Embedder
+from virtue_jax.embedding.embedder import Embedder
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from virtue_jax.checkpoint import load_config
 from virtue_jax.cli.main import main
 from virtue_jax.config import from_dict
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.sources import make_loader, open_sources
+from virtue_jax.data.sources.open_data import make_loader, open_sources
+from virtue_jax.model_directory import load_config
+from virtue_jax.train.step.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,14 @@ def test_a_run_packs_the_same_rows_from_the_prepared_set(scenes, out, tiny_virtu
     tokenizer, steps = Tokenizer.load(tiny_virtue), []
     for source in ({"path": str(scenes)}, {"path": str(out / "scenes"), "kind": "prepared"}):
         config = run_config(**source)
-        loader = make_loader(config, open_sources(config.data, config.seed), virtue, tokenizer)
+        loader = make_loader(
+            config.data,
+            open_sources(config.data, config.seed),
+            virtue,
+            tokenizer,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
         steps.append([next(loader) for _ in range(3)])
         loader.close()
     for ours, theirs in zip(*steps, strict=True):

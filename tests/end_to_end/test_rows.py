@@ -10,19 +10,20 @@ from virtue_jax.batch import RowShape
 from virtue_jax.cli.main import main
 from virtue_jax.cli.rows import tell
 from virtue_jax.config import from_dict, to_dict
+from virtue_jax.data.config import DataConfig
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.row_choice.choose_rows import Chosen
-from virtue_jax.data.row_choice.simulate_packing import (
+from virtue_jax.data.row_groups.choose import Chosen
+from virtue_jax.data.row_groups.simulate import (
     GroupFigures,
     PackingFigures,
     SampleOrder,
     most_pairs,
     simulate,
 )
-from virtue_jax.train.config import DataConfig, TrainConfig
+from virtue_jax.data.sources.open_data import open_sources
 from virtue_jax.train.rows import length_steps, resolve_rows, stated_needs
-from virtue_jax.train.setup import with_attention
-from virtue_jax.train.sources import open_sources
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import with_attention
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 import survival_run
 
 from virtue_jax.config import from_dict
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.loop import train
-from virtue_jax.train.survival.reproduce import reproduce
+from virtue_jax.train.reproduce import reproduce
+from virtue_jax.train.step.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 

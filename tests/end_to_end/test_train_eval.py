@@ -14,12 +14,12 @@ import tiny_run
 from PIL import Image
 
 from converters.__main__ import main as convert
-from virtue_jax.checkpoint import load_config, load_model
 from virtue_jax.cli.main import main
 from virtue_jax.config import Numerics
-from virtue_jax.data.sources.scar import ScarEvaluation
-from virtue_jax.embedder import Embedder
+from virtue_jax.data.formats.scar import ScarEvaluation
+from virtue_jax.embedding.embedder import Embedder
 from virtue_jax.eval.scar import MODES
+from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.models.parameters import parameters
 
 pytestmark = pytest.mark.slow

@@ -9,13 +9,14 @@ from golden_files import arrays
 from PIL import Image
 
 from virtue_jax.batch import RowShape
-from virtue_jax.checkpoint import load_config, load_model
 from virtue_jax.config import AdapterConfig, Numerics
-from virtue_jax.embedder import Embedder
+from virtue_jax.data.config import DataConfig, RowGroup, SourceConfig
+from virtue_jax.embedding.embedder import Embedder
+from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.models.parameters import parameters
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
 from virtue_jax.train.loop import train
-from virtue_jax.train.optimizer import OptimizerConfig
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.optimizer import OptimizerConfig
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from virtue_jax.data.encoding.images import load_image
+from virtue_jax.data.formats.scar import ScarEvaluation
 from virtue_jax.data.scenes import write_scenes
-from virtue_jax.data.sources.scar import ScarEvaluation
 from virtue_jax.eval.report import plot_report, print_report
 from virtue_jax.eval.scar import Labels, Scores, evaluate_scar, summarise
 

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 from virtue_jax.batch import Batch
-from virtue_jax.checkpoint import load_config
 from virtue_jax.config import Compat
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.data.formats.jsonl import parse_example
 from virtue_jax.data.packing.pack import pack_rows, row_shape
 from virtue_jax.data.scenes import make_scene
-from virtue_jax.data.sources.jsonl import parse_example
+from virtue_jax.model_directory import load_config
 
 TEXT = (
     "Find the caption that best describes the segmented object, considering both local details and global context in "

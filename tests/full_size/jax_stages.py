@@ -17,9 +17,9 @@ from full_size.measured import Figures, peak_gib, resident_gib
 
 from virtue_jax import Embedder
 from virtue_jax.batch import Batch
-from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.ops.attention import resolve_backend

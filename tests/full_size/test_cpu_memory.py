@@ -5,10 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
-from virtue_jax.checkpoint import load_config
 from virtue_jax.config import Numerics
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.embedder import Embedder
+from virtue_jax.embedding.embedder import Embedder
+from virtue_jax.model_directory import load_config
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from virtue_jax.checkpoint import load_config, load_model
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
 from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.models.parameters import bind, parameters
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import numpy as np
 from tiny_step import geometry, run_config
 
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
-from virtue_jax.train import setup as setup_module
-from virtue_jax.train.config import RunNumerics
+from virtue_jax.train.step import setup as setup_module
+from virtue_jax.train.step.config import RunNumerics
 
 MESHES = {"one GPU": (1, 1, 1), "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}
 KERNEL = re.compile(r'name = "(attention_\w+)".* -> \(?tensor<(\w+)>')

@@ -17,8 +17,8 @@ from virtue_jax.config import Numerics
 from virtue_jax.models.parameters import parameters
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
-from virtue_jax.train.loss import LossConfig
-from virtue_jax.train.setup import TrainSetup, setup
+from virtue_jax.train.step.loss import LossConfig
+from virtue_jax.train.step.setup import TrainSetup, setup
 
 STEPS = 2
 # name -> (data, fsdp, tensor), micro-batches, loss, remat

@@ -12,9 +12,10 @@ from virtue_jax.config import (
     VirtueConfig,
     VisionConfig,
 )
+from virtue_jax.data.config import DataConfig, RowGroup, SourceConfig
 from virtue_jax.data.packing.layout import batch_layout
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
-from virtue_jax.train.optimizer import OptimizerConfig
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.optimizer import OptimizerConfig
 
 IMAGE_ROW = RowShape(
     slots=32, examples=3, positives=2, vision_rows=2, patches=8, images=2, prompts=2, points=3, masks=False

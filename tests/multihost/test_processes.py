@@ -19,11 +19,11 @@ import recorded_train
 import survival_run
 
 from launch import local
-from virtue_jax.checkpoint import parameter_shapes, save_model
 from virtue_jax.config import from_dict
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.sources import open_sources
-from virtue_jax.train.start import starting_model
+from virtue_jax.data.sources.open_data import open_sources
+from virtue_jax.model_directory import parameter_shapes, save_model
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.weights import starting_model
 
 HERE = Path(__file__).parent
 ROOT, END_TO_END = HERE.parents[1], HERE.parent / "end_to_end"

@@ -15,15 +15,15 @@ import pytest
 from golden_files import arrays, facts, stems
 from PIL import Image
 
-from virtue_jax.checkpoint import load_model
 from virtue_jax.cli import embed
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example
+from virtue_jax.data.formats.jsonl import parse_example
 from virtue_jax.data.packing.pack import pack_rows, row_shape
-from virtue_jax.data.sources.jsonl import parse_example
-from virtue_jax.embedder import Embedder
+from virtue_jax.embedding.embedder import Embedder
+from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

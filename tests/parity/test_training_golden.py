@@ -16,20 +16,21 @@ from golden_files import arrays, facts
 from converters import adapter, connector
 from converters.rules import Entry, expand
 from virtue_jax.batch import QUERY, TARGET, RowShape
-from virtue_jax.checkpoint import load_model
 from virtue_jax.config import Compat, Numerics, VirtueConfig
+from virtue_jax.data.config import DataConfig, RowGroup, SourceConfig
 from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
 from virtue_jax.data.packing.pack import Label, pack_rows, row_shape
+from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.parallel.mesh import make_mesh, put_rows
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, SourceConfig, TrainConfig
-from virtue_jax.train.loss import LossConfig, contrastive_loss
-from virtue_jax.train.optimizer import OptimizerConfig
-from virtue_jax.train.setup import setup
-from virtue_jax.train.step import StepConfig, encode_groups
-from virtue_jax.train.towers import encode_towers
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.loss import LossConfig, contrastive_loss
+from virtue_jax.train.step.optimizer import OptimizerConfig
+from virtue_jax.train.step.setup import setup
+from virtue_jax.train.step.stages import StepConfig, encode_groups
+from virtue_jax.train.step.towers import encode_towers
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import jax
 
-from virtue_jax.aot.hlo import Program, read_program
+from virtue_jax.aot.hlo.program import Program, read_program
 from virtue_jax.aot.xla_flags import Flag
-from virtue_jax.train.program_memory import ProgramMemory, program_memory
-from virtue_jax.train.setup import TrainSetup
-from virtue_jax.train.stages import trace_stages
+from virtue_jax.train.step.program_memory import ProgramMemory, program_memory
+from virtue_jax.train.step.programs import trace_stages
+from virtue_jax.train.step.setup import TrainSetup
 
 LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
 AT_ONCE = 2  # compilers of two stages side by side; each takes up to 5 GB of this machine's memory at full size

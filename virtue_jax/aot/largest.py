@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from virtue_jax.train.setup import TrainSetup
+from virtue_jax.train.step.setup import TrainSetup
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from virtue_jax.aot.calibration import Factors, calibrated
-from virtue_jax.aot.chips import Chip, chip_of
 from virtue_jax.aot.compile_step import CompiledStage, CompiledStep, compile_step
 from virtue_jax.aot.largest import largest_arrays
 from virtue_jax.aot.roofline import ProgramCost, Terms, program_cost
@@ -13,13 +12,14 @@ from virtue_jax.aot.slowest import slowest_lines
 from virtue_jax.aot.topology import topology_devices
 from virtue_jax.aot.workload import published_work, with_batch
 from virtue_jax.aot.xla_flags import FLAGS
+from virtue_jax.chips import Chip, chip_of
 from virtue_jax.config import VirtueConfig
 from virtue_jax.parallel.mesh import make_mesh, row_shards
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.cost.fitting import fitted_setup
 from virtue_jax.train.cost.flops import executed_flops, mfu, useful_flops
 from virtue_jax.train.cost.work import Work, capacity
-from virtue_jax.train.setup import TrainSetup
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import TrainSetup
 
 FORMAT = 1
 

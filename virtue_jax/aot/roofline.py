@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from virtue_jax.aot.arithmetic import hbm_bytes, product_flops
-from virtue_jax.aot.chips import Chip
-from virtue_jax.aot.collectives import DCN, KINDS, Collective, find_collectives
-from virtue_jax.aot.hlo import Instruction, Program
-from virtue_jax.aot.kernels import Kernel, is_kernel, read_kernel
+from virtue_jax.aot.hlo.arithmetic import hbm_bytes, product_flops
+from virtue_jax.aot.hlo.collectives import DCN, KINDS, Collective, find_collectives
+from virtue_jax.aot.hlo.kernels import Kernel, is_kernel, read_kernel
+from virtue_jax.aot.hlo.program import Instruction, Program
+from virtue_jax.chips import Chip
 
 KERNEL_EFFICIENCY = 0.5  # of the peak, on what a kernel computes: assumed for "cycles"
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from virtue_jax.aot.chips import Chip
-from virtue_jax.aot.hlo import Program
+from virtue_jax.aot.hlo.program import Program
 from virtue_jax.aot.roofline import Cost, costs
+from virtue_jax.chips import Chip
 
 # Where a path begins that says the same on every machine, and how much of it to leave out.
 _ROOTS = {"virtue_jax/": 0, "site-packages/": len("site-packages/")}
@@ -29,7 +29,7 @@ class SlowLine:
 
 def slowest_lines(programs: Mapping[str, Program], chip: Chip, count: int = 24) -> list[dict]:
     """`SlowLine`s of the stages' programs as JSON-able values, the slowest by the roofline first; exchange between
-    chips left out (`aot/collectives.py`)."""
+    chips left out (`aot/hlo/collectives.py`)."""
     lines: dict[tuple[str, str], SlowLine] = {}
     for stage, program in programs.items():
         for cost in costs(program, chip):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from virtue_jax.aot.chips import chip_of
+from virtue_jax.chips import chip_of
 
 # Without the first, libtpu asks a metadata server; without the second, a second process on the machine is refused; the
 # others it would ask for in warnings, and does not use.

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from virtue_jax.config import VirtueConfig
+from virtue_jax.data.config import RowGroup
 from virtue_jax.data.packing.first_fit import Need
-from virtue_jax.data.row_choice.published_lengths import published_needs
-from virtue_jax.data.row_choice.simulate_packing import NeedSource, SampleOrder, simulate
-from virtue_jax.train.config import RowGroup, TrainConfig
+from virtue_jax.data.row_groups.published import published_needs
+from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate
 from virtue_jax.train.cost.work import Work
+from virtue_jax.train.step.config import TrainConfig
 
 _ELEMENTS = 1000  # of every subset, to take lengths from
 _STREAMS, _WARMUP, _STEPS = 4, 4, 6  # simulated

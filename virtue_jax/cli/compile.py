@@ -17,8 +17,8 @@ from virtue_jax.aot.report import Request, step_report
 from virtue_jax.aot.topology import prepare_environment
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.start import model_geometry
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.weights import model_geometry
 
 DOES_NOT_FIT = 1
 USAGE = (

@@ -8,8 +8,8 @@ import numpy as np
 
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.config import POSITION_SCHEMES
-from virtue_jax.data.sources.jsonl import read_examples
-from virtue_jax.embedder import Embedder
+from virtue_jax.data.formats.jsonl import read_examples
+from virtue_jax.embedding.embedder import Embedder
 
 
 def run(argv: list[str]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_jax.cli.progress import progress_bar
-from virtue_jax.data.sources.scar import ScarEvaluation
-from virtue_jax.embedder import Embedder
+from virtue_jax.data.formats.scar import ScarEvaluation
+from virtue_jax.embedding.embedder import Embedder
 from virtue_jax.eval.report import plot_report, print_report
 from virtue_jax.eval.scar import MODES, evaluate_scar
 

@@ -7,13 +7,14 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from virtue_jax.atomic_files import new_directory
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.data.sources.prepare import QUARANTINE, PreparedSet, prepare
-from virtue_jax.new_directory import new_directory
-from virtue_jax.train.config import DataConfig, TrainConfig
-from virtue_jax.train.sources import open_sources
+from virtue_jax.data.config import DataConfig
+from virtue_jax.data.formats.record_writer import QUARANTINE, PreparedSet, prepare
+from virtue_jax.data.sources.open_data import open_sources
+from virtue_jax.train.step.config import TrainConfig
 
 USAGE = "virtue prepare --config configs/NAME.py --out DIR [--overwrite] [--config.x=y ...]"
 HELP = f"""usage: {USAGE}

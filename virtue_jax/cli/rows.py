@@ -8,11 +8,11 @@ from rich.table import Table
 
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
-from virtue_jax.data.row_choice.choose_rows import Chosen
-from virtue_jax.data.row_choice.published_lengths import PUBLISHED
-from virtue_jax.train.config import TrainConfig
+from virtue_jax.data.row_groups.choose import Chosen
+from virtue_jax.data.row_groups.published import PUBLISHED
 from virtue_jax.train.rows import choose, row_groups, stated_needs
-from virtue_jax.train.setup import with_attention
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import with_attention
 
 ROW_EFFICIENCY = 0.90  # real tokens / slots, below which the command warns
 USAGE = (

@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_jax.aot.calibration import load
-from virtue_jax.aot.chips import CHIPS
 from virtue_jax.aot.study import study_file
 from virtue_jax.aot.study.calibrate import calibrate
 from virtue_jax.aot.study.content_key import ContentKeys
@@ -22,6 +21,7 @@ from virtue_jax.aot.study.results import study_rows
 from virtue_jax.aot.study.runner import Limits, Runner
 from virtue_jax.aot.study.study_file import Study, presets, read_study
 from virtue_jax.aot.study.table import failures, print_table
+from virtue_jax.chips import CHIPS
 from virtue_jax.cli.run_file import read_run_file
 
 THIS_COMPILE = (sys.executable, "-c", "from virtue_jax.cli.main import main; main()", "compile")

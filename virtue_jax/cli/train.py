@@ -15,8 +15,8 @@ from absl import flags
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
 from virtue_jax.parallel.processes import is_alone, is_leader, join, process_number
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.loop import train
+from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.survival.interruption import SAVED, Interrupted
 from virtue_jax.train.survival.lost import LOST, another_is_lost
 

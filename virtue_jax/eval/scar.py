@@ -11,8 +11,8 @@ import numpy as np
 
 from virtue_jax.data.encoding.images import crop
 from virtue_jax.data.example import Example
-from virtue_jax.data.sources.scar import ScarEvaluation, ScarQuestion
-from virtue_jax.embedder import Embedder
+from virtue_jax.data.formats.scar import ScarEvaluation, ScarQuestion
+from virtue_jax.embedding.embedder import Embedder
 
 MODES = ("prompt", "none", "wrong", "crop")
 _BLOCK = 512  # questions in work at once

@@ -117,7 +117,7 @@ def scan(apply: Callable, module: nnx.Module, x, per_layer=None, *, remat: str =
 
 def branch_scope(times: int, of: int) -> str:
     """Name of a scope around a branch in a loop: how many of its turns take it, which nothing else in a compiled
-    program tells (`aot/hlo.py` counts by it)."""
+    program tells (`aot/hlo/program.py` counts by it)."""
     return f"taken_{times}_of_{of}"
 
 

@@ -12,23 +12,23 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from virtue_jax.checkpoint import save_model
+from virtue_jax.atomic_files import replace_text
 from virtue_jax.config import from_dict, to_dict
-from virtue_jax.new_directory import replace_text
+from virtue_jax.data.config import DataConfig
+from virtue_jax.data.sources.open_data import make_loader, open_sources
+from virtue_jax.model_directory import save_model
 from virtue_jax.parallel.mesh import local_streams, make_mesh, platform_of, row_parts, row_shards
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
-from virtue_jax.train.config import DataConfig, TrainConfig
 from virtue_jax.train.cost.fitting import fitted_setup
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
 from virtue_jax.train.reporting.step_log import StepLog
 from virtue_jax.train.reporting.summary import print_summary
 from virtue_jax.train.rows import resolve_rows
-from virtue_jax.train.setup import TrainSetup, with_attention
-from virtue_jax.train.sources import make_loader, open_sources
-from virtue_jax.train.stages import compile_stages
-from virtue_jax.train.start import StartingModel, load_weights, starting_model
-from virtue_jax.train.step import LOG_TEMPERATURE, TrainState
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.programs import compile_stages
+from virtue_jax.train.step.setup import TrainSetup, with_attention
+from virtue_jax.train.step.stages import LOG_TEMPERATURE, TrainState
 from virtue_jax.train.steps import StepLoop
 from virtue_jax.train.survival.checkpoints import Restored, RunCheckpoints
 from virtue_jax.train.survival.digest import digest
@@ -36,6 +36,7 @@ from virtue_jax.train.survival.identity import CHECKPOINTS, ROWS, forget_another
 from virtue_jax.train.survival.interruption import StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite
 from virtue_jax.train.survival.watchdog import LONG, Watchdog
+from virtue_jax.train.weights import StartingModel, load_weights, starting_model
 
 CONFIG = "config.json"  # of the last start, whole; checkpoints hold what must agree
 
@@ -107,7 +108,15 @@ def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
         replace_text(workdir / CONFIG, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
     frozen = load_weights(config, start.virtue, run.frozen)
     streams = local_streams(mesh, config.data.streams)
-    loader = make_loader(config, sources, start.virtue, start.tokenizer, streams)
+    loader = make_loader(
+        config.data,
+        sources,
+        start.virtue,
+        start.tokenizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        streams=streams,
+    )
     return _Made(config, start, run, frozen, digest(frozen), loader, streams)
 
 

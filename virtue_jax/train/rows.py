@@ -5,19 +5,20 @@ import functools
 from collections.abc import Callable, Sequence
 
 from virtue_jax.batch import RowShape
-from virtue_jax.checkpoint import load_config
 from virtue_jax.config import VirtueConfig
+from virtue_jax.data.config import DataConfig, RowGroup
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import PairSource
-from virtue_jax.data.row_choice.choose_rows import Chosen, Demand, choose_rows
-from virtue_jax.data.row_choice.measure_lengths import LengthMeasure, measured_needs
-from virtue_jax.data.row_choice.published_lengths import published_needs
-from virtue_jax.data.row_choice.simulate_packing import NeedSource
+from virtue_jax.data.row_groups.choose import Chosen, Demand, choose_rows
+from virtue_jax.data.row_groups.measure import LengthMeasure, measured_needs
+from virtue_jax.data.row_groups.published import published_needs
+from virtue_jax.data.row_groups.simulate import NeedSource
+from virtue_jax.data.sources.open_data import open_sources
+from virtue_jax.model_directory import load_config
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK
-from virtue_jax.train.config import DataConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost.flops import executed_flops
-from virtue_jax.train.sources import open_sources
+from virtue_jax.train.step.config import TrainConfig
 
 _MEASURED = 2000  # elements of all sources together
 _STEP = 128  # of slots, and of patches where images have more

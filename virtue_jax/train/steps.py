@@ -11,12 +11,12 @@ import jax
 
 from virtue_jax.parallel.mesh import put_rows
 from virtue_jax.parallel.processes import Agreement, is_alone, is_leader
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.step_log import StepLog
 from virtue_jax.train.reporting.step_trace import StepTrace
-from virtue_jax.train.stages import Compilations, Stages
-from virtue_jax.train.step import TrainState
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.programs import Compilations, Stages
+from virtue_jax.train.step.stages import TrainState
 from virtue_jax.train.survival.checkpoints import RunCheckpoints
 from virtue_jax.train.survival.interruption import Interrupted, StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite

@@ -102,6 +102,6 @@ def test_a_run_file_that_cannot_be_used_is_told_with_the_point(root):
 
 def test_the_packages_own_step_is_among_the_sources():
     sources = program_sources(content_key.ENTRIES, content_key.ROOT)
-    assert {"virtue_jax.train.step", "virtue_jax.ops.attention", "virtue_jax.parallel.shardings"} <= set(sources)
+    assert {"virtue_jax.train.step.stages", "virtue_jax.ops.attention", "virtue_jax.parallel.shardings"} <= set(sources)
     assert not any(name.startswith("virtue_jax.aot.study") for name in sources)
     assert len({code_digest(path) for path in sources.values()}) > 10

@@ -9,8 +9,8 @@ from virtue_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from virtue_jax.data.encoding.qwen_image import normalise_patches
 from virtue_jax.data.encoding.sam_image import sam_image
 from virtue_jax.data.example import Example
+from virtue_jax.data.packing.invariants import validate
 from virtue_jax.data.packing.pack import Label, pack_rows, row_need, row_shape
-from virtue_jax.data.packing.validate import validate
 
 SIZES = {"segmentation_tokens": 16, "sam_size": 256}
 

@@ -7,7 +7,7 @@ from full_size.shapes import config_of
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import AdapterConfig, Numerics, VirtueConfig
-from virtue_jax.train.config import RowGroup
+from virtue_jax.data.config import RowGroup
 from virtue_jax.train.cost.attention_cost import attention_cost
 
 SHAPE = RowShape(slots=2560, vision_rows=1, patches=5120, images=1, prompts=1, points=3)

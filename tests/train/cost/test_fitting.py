@@ -10,8 +10,8 @@ import survival_run
 
 from virtue_jax.config import Numerics, from_dict
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.cost.fitting import _least_memory, _without_memory, fitted_setup
+from virtue_jax.train.step.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 

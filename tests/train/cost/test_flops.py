@@ -13,6 +13,7 @@ from jax.interpreters import partial_eval as pe
 
 from virtue_jax.batch import Batch, RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.data.config import DataConfig, RowGroup
 from virtue_jax.data.packing.layout import batch_layout
 from virtue_jax.models.hiera import Block
 from virtue_jax.models.lora import adapt
@@ -21,10 +22,10 @@ from virtue_jax.models.qwen2_text import TextLayer
 from virtue_jax.models.qwen2_vision import Merger, VisionBlock
 from virtue_jax.models.sam2 import Sam2
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost.flops import executed_flops, forward_products, mfu, peak_flops, useful_flops
 from virtue_jax.train.cost.work import Work, capacity
-from virtue_jax.train.setup import setup
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.setup import setup
 
 NUMERICS = Numerics()
 TERA, GIGA = 1e12, 1e9

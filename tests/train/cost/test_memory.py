@@ -9,15 +9,16 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.data.config import DataConfig, RowGroup
 from virtue_jax.models.parameters import abstract_virtue, parameters, select
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh
 from virtue_jax.parallel.shardings import partition
-from virtue_jax.train.config import DataConfig, ModelConfig, RowGroup, TrainConfig
 from virtue_jax.train.cost import memory
 from virtue_jax.train.cost.activations import Run, kept_by_layers
 from virtue_jax.train.cost.memory import choose, estimate
-from virtue_jax.train.program_memory import program_memory
-from virtue_jax.train.setup import setup
+from virtue_jax.train.step.config import ModelConfig, TrainConfig
+from virtue_jax.train.step.program_memory import program_memory
+from virtue_jax.train.step.setup import setup
 
 MIB, GIB = 2**20, 2**30
 TRAINABLE = TrainConfig.__dataclass_fields__["trainable"].default

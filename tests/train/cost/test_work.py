@@ -1,7 +1,7 @@
 import numpy as np
 
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, Batch, RowShape
-from virtue_jax.train.config import RowGroup
+from virtue_jax.data.config import RowGroup
 from virtue_jax.train.cost.work import Work, batch_work, capacity
 
 

@@ -1,8 +1,8 @@
 import json
 from types import SimpleNamespace
 
-from virtue_jax.data.packing.elements import BadElement
-from virtue_jax.data.packing.streams import TooManyBad
+from virtue_jax.data.loading.elements import BadElement
+from virtue_jax.data.loading.stream import TooManyBad
 from virtue_jax.train.reporting.step_log import StepLog
 
 

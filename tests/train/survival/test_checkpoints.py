@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from virtue_jax.train.optimizer import OptimizerConfig, make_optimizer
-from virtue_jax.train.step import TrainState
+from virtue_jax.disk import DiskFull  # noqa: F401 (named by a subprocess)
+from virtue_jax.train.step.optimizer import OptimizerConfig, make_optimizer
+from virtue_jax.train.step.stages import TrainState
 from virtue_jax.train.survival.checkpoints import RunCheckpoints
-from virtue_jax.train.survival.disk import DiskFull  # noqa: F401 (named by a subprocess)
 from virtue_jax.train.survival.readable import read_share
 
 CONFIG = {"steps": 10, "data": {"path": "here"}}

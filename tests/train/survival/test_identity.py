@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "end_to_end"))
 import survival_run
 
 from virtue_jax.config import from_dict
-from virtue_jax.train.config import TrainConfig
+from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.survival.identity import forget_another_run
 
 

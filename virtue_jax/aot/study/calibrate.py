@@ -10,7 +10,7 @@ from rich.table import Table
 from virtue_jax.aot.study.fit import calibration
 from virtue_jax.aot.study.measured import read_measured
 from virtue_jax.aot.study.table import NOTHING
-from virtue_jax.new_directory import replace_text
+from virtue_jax.atomic_files import replace_text
 
 _HEADS = {"uncalibrated": "as predicted", "in_sample": "calibrated", "left_out": "by the other runs"}
 

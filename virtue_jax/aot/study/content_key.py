@@ -12,7 +12,7 @@ from virtue_jax.aot.study.point import Point
 
 ROOT = Path(__file__).parents[3]
 # The compile command and the step that it lowers; what they import is found from there.
-ENTRIES = ("virtue_jax.cli.compile", "virtue_jax.train.setup")
+ENTRIES = ("virtue_jax.cli.compile", "virtue_jax.train.step.setup")
 # Reached by imports, and still without a part in the program or its report.
 WITHOUT_PART = ("virtue_jax.aot.study", "virtue_jax.aot.calibration", "virtue_jax.aot.print_report")
 GEOMETRY = "virtue_config.json"  # in a model directory

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virtue_jax.aot.study.point import FULL, LOW, Point
-from virtue_jax.new_directory import replace_text
+from virtue_jax.atomic_files import replace_text
 
 FORMAT = 1
 _REPORT = ("format", "chip", "chips", "mesh", "fits", "memory", "prediction", "terms", "versions")

@@ -14,7 +14,7 @@ from virtue_jax.aot.study.results import Row
 from virtue_jax.aot.study.sent import sent_tables
 from virtue_jax.aot.study.study_file import Study
 from virtue_jax.aot.study.table import csv_text, markdown
-from virtue_jax.new_directory import replace_text
+from virtue_jax.atomic_files import replace_text
 
 CSV, REPORTS = "points.csv", "reports"
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from virtue_jax.aot.chips import chip_of
 from virtue_jax.aot.study.point import EFFORTS, FULL, MESH_AXES, Point, chips_of
+from virtue_jax.chips import chip_of
 from virtue_jax.config import REMAT
 
 MODELS = {size: f"configs/virtue_{size}_scar.py:large" for size in ("2b", "7b")}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from virtue_jax.data.encoding.segmentation import rle_encode
+from virtue_jax.data.masks import rle_encode
 from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
 from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
 from virtue_jax.data.scenes.vocabulary import Vocabulary

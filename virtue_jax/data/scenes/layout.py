@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virtue_jax.data.encoding.segmentation import FIXED, fill_polygons
+from virtue_jax.data.masks import FIXED, fill_polygons
 from virtue_jax.data.scenes.outlines import TURNS, aspect, placed_outline
 from virtue_jax.data.scenes.vocabulary import Description, Vocabulary
 

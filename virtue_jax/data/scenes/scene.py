@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from virtue_jax.data.encoding.segmentation import bounding_box, depth, interior
+from virtue_jax.data.masks import bounding_box, depth, interior
 from virtue_jax.data.scenes.backgrounds import paint_background
 from virtue_jax.data.scenes.captions import Setting, write_captions
 from virtue_jax.data.scenes.drawing import draw_object

@@ -1,10 +1,10 @@
 """What a step executes of an attention's square, by backend, length and head size."""
 
 from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.data.config import RowGroup
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, LANES, largest_block
 from virtue_jax.ops.triton_attention import LEAST_SIZE, tuning
 from virtue_jax.ops.xla_attention import LOGITS_BYTES
-from virtue_jax.train.config import RowGroup
 
 TRITON_BACKWARD = 3.5  # seven products backward, two forward
 SPLASH_BACKWARD = 2.5  # five, in one kernel

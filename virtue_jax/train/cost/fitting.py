@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 from virtue_jax.config import VirtueConfig
 from virtue_jax.parallel.mesh import platform_of
 from virtue_jax.parallel.processes import gather_bytes
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.cost.activations import Run
 from virtue_jax.train.cost.memory import choose, device_memory
-from virtue_jax.train.setup import TrainSetup, setup, with_attention
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import TrainSetup, setup, with_attention
 
 
 def fitted_setup(

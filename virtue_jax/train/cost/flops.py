@@ -21,8 +21,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from virtue_jax.config import AdapterConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.data.config import RowGroup
 from virtue_jax.ops.attention import AUTO
-from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.attention_cost import attention_cost
 from virtue_jax.train.cost.image_encoder import Products, image_encoder, tpu_overhead
 from virtue_jax.train.cost.work import Work, capacity

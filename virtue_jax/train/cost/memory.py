@@ -1,10 +1,10 @@
 """What one device holds at the worst moment of a step, estimated from shapes; and the cheapest settings that fit.
 
-The three stages of a step (`train/step.py`) run one after another; parameters, optimizer, the batch and the next one
-stay throughout. What a backward pass keeps of the language model is not guessed: the model is traced at its real width
-with a few layers, and the arrays that its differentiation carries from forward to backward are counted
-(`kept_by_layers`). Compilers share and fuse buffers, so that this is an estimate: compare with what the compiled stages
-take (`train/program_memory.py`), which `virtue train` and `virtue compile` print.
+The three stages of a step (`train/step/stages.py`) run one after another; parameters, optimizer, the batch and the
+next one stay throughout. What a backward pass keeps of the language model is not guessed: the model is traced at its
+real width with a few layers, and the arrays that its differentiation carries from forward to backward are counted
+(`kept_by_layers`). Compilers share and fuse buffers, so that this is an estimate: compare with what the compiled
+stages take (`train/step/program_memory.py`), which `virtue train` and `virtue compile` print.
 """
 
 import math
@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from virtue_jax.config import Numerics
+from virtue_jax.data.config import RowGroup
 from virtue_jax.data.packing.layout import batch_layout
-from virtue_jax.train.chunks import run_together
-from virtue_jax.train.config import RowGroup
 from virtue_jax.train.cost.activations import (
     Run,
     activations,
@@ -29,7 +28,8 @@ from virtue_jax.train.cost.activations import (
     trained_towers,
 )
 from virtue_jax.train.cost.flops import executed_flops
-from virtue_jax.train.towers import MOST_IMAGES, MOST_PATCHES
+from virtue_jax.train.step.chunks import run_together
+from virtue_jax.train.step.towers import MOST_IMAGES, MOST_PATCHES
 
 MARGIN = 0.07  # of a device's memory, left free; the compiler took what was estimated (BENCHMARKS.md, "TPU memory")
 CHEAPEST_FIRST = ("none", "dots", "outputs", "layer")
@@ -165,7 +165,7 @@ def _tower_outputs(run: Run, group: RowGroup) -> int:
 
 
 def _towers_stage(run: Run, groups: Iterable[RowGroup]) -> dict[str, int]:
-    """`train/towers.py`: inputs of all groups joined, cut up, and put together again."""
+    """`train/step/towers.py`: inputs of all groups joined, cut up, and put together again."""
     if not run.frozen_towers:
         return {}
     groups = list(groups)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from virtue_jax.batch import NO_TOKEN, Batch
-from virtue_jax.train.config import RowGroup
+from virtue_jax.data.config import RowGroup
 
 
 @dataclass(frozen=True)

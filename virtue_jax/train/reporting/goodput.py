@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from virtue_jax.new_directory import replace_text
+from virtue_jax.atomic_files import replace_text
 
 FILE = "goodput.json"
 PARTS = ("init", "compile", "restore", "data_wait", "steps", "saves")

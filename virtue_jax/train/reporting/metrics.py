@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from virtue_jax.data.unreadable import read_whole_lines
+from virtue_jax.disk import told_of_the_disk
 from virtue_jax.train.reporting.tensorboard import Board
-from virtue_jax.train.survival.disk import told_of_the_disk
-from virtue_jax.train.survival.quarantine import read_whole_lines
 
 FILE = "metrics.jsonl"
 SHOWN = {

@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 
 from virtue_jax.config import VirtueConfig
+from virtue_jax.data.unreadable import Quarantine
 from virtue_jax.parallel.processes import gather_bytes, is_leader
-from virtue_jax.train.config import TrainConfig
 from virtue_jax.train.cost.flops import mfu, peak_flops, useful_flops
 from virtue_jax.train.cost.work import batch_work
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
 from virtue_jax.train.reporting.reports import Interval, packing_metrics
-from virtue_jax.train.setup import TrainSetup
-from virtue_jax.train.survival.quarantine import Quarantine
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.setup import TrainSetup
 
 
 class StepLog:

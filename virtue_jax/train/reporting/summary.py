@@ -8,9 +8,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.program_memory import ProgramMemory
-from virtue_jax.train.setup import TrainSetup
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.program_memory import ProgramMemory
+from virtue_jax.train.step.setup import TrainSetup
 
 _TOLD = ("tokens", "patches", "sam_images", "prompt_points", "prompt_masks", "pool")
 

@@ -20,10 +20,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from virtue_jax.disk import told_of_the_disk
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_alone, is_leader, process_number
-from virtue_jax.train.step import TrainState
+from virtue_jax.train.step.stages import TrainState
 from virtue_jax.train.survival.digest import tree_digest
-from virtue_jax.train.survival.disk import told_of_the_disk
 from virtue_jax.train.survival.readable import read_json, read_share
 
 DAMAGED = "damaged"

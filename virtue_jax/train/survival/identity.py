@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from virtue_jax.new_directory import replace_text
-from virtue_jax.train.config import TrainConfig
+from virtue_jax.atomic_files import replace_text
+from virtue_jax.train.step.config import TrainConfig
 
 MADE_FOR = "made_for.json"
 ROWS, TOKENIZER, CHECKPOINTS = "rows.json", "tokenizer", "checkpoints"

@@ -15,13 +15,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from virtue_jax.atomic_files import replace_text
 from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig, to_dict
-from virtue_jax.new_directory import replace_text
+from virtue_jax.disk import told_of_the_disk
 from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
-from virtue_jax.train.config import TrainConfig
-from virtue_jax.train.step import TrainState
-from virtue_jax.train.survival.disk import told_of_the_disk
+from virtue_jax.train.step.config import TrainConfig
+from virtue_jax.train.step.stages import TrainState
 
 FILE = "nonfinite.jsonl"
 RUN = "run.json"
@@ -65,7 +65,7 @@ class NonFinite:
             folder = self._workdir / f"nonfinite_step_{step}"
             self._keep(folder, step, batch.groups, metrics, rows, state)
             raise FloatingPointError(
-                f"{what}; its rows: {_named(rows)}. `python -m virtue_jax.train.survival.reproduce {folder}` runs the "
+                f"{what}; its rows: {_named(rows)}. `python -m virtue_jax.train.reproduce {folder}` runs the "
                 "step again and says what is not finite; --config.nonfinite=skip goes on without it"
             )
         self._note(step, metrics, rows)

@@ -1,0 +1,102 @@
+"""Training pairs that `virtue prepare` has written: one ArrayRecord element each, images included, read by number."""
+
+import json
+import os
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from virtue_jax.data.example import InvalidExample, TrainingPair
+from virtue_jax.data.formats.records import NAME, SPLIT, VERSION, from_record
+
+_AGAIN = "write it again with `virtue prepare`"
+
+
+class PreparedTraining:
+    """Elements of one prepared source: a pair each, or tuples of pairs where images were shared when it was prepared.
+
+    Images are the bytes of the original files, with their sizes, and masks arrays; every example encodes to the same
+    arrays as the original's, and `origin` names the file and row it came from. What tells examples apart is another:
+    `content_id` and `image_key` digest an image's bytes here, its path there, so equal images under two paths are one.
+    The kinds of SCaR's prompts, the grouping by image and the limit are those of the configuration that it was prepared
+    by. Pickles without open files.
+
+    Raises:
+        InvalidExample: when made: not a whole prepared set, or one of another version of the layout; on access: a
+            damaged record; names the directory and the element.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.path = Path(directory)
+        told = _read_json(self.path, "dataset_info.json")
+        if (told.get("name"), told.get("version")) != (NAME, VERSION):
+            raise InvalidExample(
+                f"{self.path}: holds {told.get('name')} {told.get('version')}, expected {NAME} {VERSION}: prepared by "
+                f"another version of this program; {_AGAIN}"
+            )
+        about = _read_json(self.path, "metadata.json")
+        _check_files(self.path, about.get("file_bytes"))
+        self.pairs, self._length, self._grouped = (about[key] for key in ("pairs", "elements", "grouped"))
+        self._records = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]:
+        _, pairs = self._read(row)
+        return pairs if self._grouped else pairs[0]
+
+    def origin(self, row: int) -> str:
+        """File and row of the original; of a damaged record, its place here."""
+        try:
+            return self._read(row)[0]
+        except InvalidExample:
+            return self._place(row)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_records": None}
+
+    def _read(self, row: int) -> tuple[str, tuple[TrainingPair, ...]]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        if self._records is None:
+            builder = tfds.builder_from_directory(self.path)
+            self._records = builder.as_data_source(SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        try:
+            return from_record(self._records[row])
+        except Exception as error:  # ArrayRecord and protobuf have an exception each for damaged bytes
+            said = " ".join(str(error).split())
+            raise InvalidExample(f"{self._place(row)}: damaged record ({said}); {_AGAIN}") from error
+
+    def _place(self, row: int) -> str:
+        return f"{self.path}: element {row}"
+
+
+def _read_json(directory: Path, name: str) -> dict:
+    path = directory / name
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        sets = sorted(path.parent.name for path in directory.glob("*/dataset_info.json"))
+        hint = f"it holds the prepared sets {', '.join(sets)}: give one of these" if sets else _AGAIN
+        raise InvalidExample(f"{directory}: not a prepared data set, there is no {name}; {hint}") from error
+    except (ValueError, OSError) as error:
+        raise InvalidExample(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+    if not isinstance(values, dict):
+        raise InvalidExample(f"{path}: expected a JSON object; {_AGAIN}")
+    return values
+
+
+def _check_files(directory: Path, sizes: object) -> None:
+    """That every file of records is there, as long as it was written."""
+    if not isinstance(sizes, dict) or not sizes:
+        raise InvalidExample(f"{directory}/metadata.json: no sizes of the files of records: not a whole set; {_AGAIN}")
+    found = {path.name: path.stat().st_size for path in directory.iterdir() if path.name in sizes}
+    wrong = [name for name, size in sizes.items() if found.get(name) != size]
+    if wrong:
+        name = wrong[0]
+        seen = f"{found[name]} bytes" if name in found else "missing"
+        raise InvalidExample(
+            f"{directory}: {len(wrong)} of {len(sizes)} files are not as they were written, first {name}: {seen}, "
+            f"expected {sizes[name]} bytes; copy them again, or {_AGAIN}"
+        )

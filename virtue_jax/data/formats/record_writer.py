@@ -1,0 +1,184 @@
+"""Writes a source of training pairs once, images included, as ArrayRecord files that `PreparedTraining` reads."""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+
+from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.formats.records import SPLIT, RecordTables, dataset_info
+from virtue_jax.data.loading.stream import too_many_bad
+
+QUARANTINE = "quarantine.jsonl"
+ELEMENTS_PER_FILE = 8192  # a reader keeps every file open, and a process may have a thousand or so
+_BATCH = 16  # elements between two writes of the set's own description
+
+
+@dataclass
+class PreparedSet:
+    """What was written of one source: elements, pairs, images; bytes: of the files of records. bad: pairs that
+    could not be read, {"element", "origin", "error"} each, as in `quarantine.jsonl`."""
+
+    elements: int = 0
+    pairs: int = 0
+    images: int = 0
+    bytes: int = 0
+    bad: list[dict] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """Pairs, good and bad."""
+        return self.pairs + len(self.bad)
+
+
+def prepare(
+    source: PairSource,
+    directory: Path,
+    *,
+    about: dict | None = None,
+    bad_rows: float = 0.001,
+    elements_per_file: int = ELEMENTS_PER_FILE,
+    progress: Callable[[int], None] = lambda seen: None,
+) -> PreparedSet:
+    """Writes every element of a source into `directory`, which is there and empty, in the source's order.
+
+    What depends on chance or on the configuration is settled here: the kind of prompt that each SCaR row carries, which
+    rows are grouped by image, and the limit. Image files are kept byte by byte; each is decoded once to be sure of it.
+    Pairs that cannot be read are left out and named in `quarantine.jsonl`. An image is stored once in each
+    element that shows it: where many rows ask about one image, group them (`SharedImages`).
+
+    Args:
+        about: kept in the set's metadata, for people.
+        bad_rows: share of pairs that may be bad, judged as the training loader does.
+        progress: told how many elements are done.
+
+    Raises:
+        InvalidExample: too many bad pairs, or no good one; names the last. OSError: not all could be written.
+    """
+    grouped = hasattr(source, "pairs")
+    info = dataset_info(directory, {"about": about or {}, "grouped": grouped})
+    writer = tfds.core.SequentialWriter(info, elements_per_file, file_format="array_record")
+    writer.initialize_splits([SPLIT])
+    with open(directory / QUARANTINE, "w", errors="backslashreplace") as quarantine:
+        made = _write(source, writer, quarantine, bad_rows, progress)
+    with _told_of_the_disk():
+        writer.close_all()
+    if not made.elements:
+        raise InvalidExample(f"none of {made.seen} pairs can be read; the last: {_last_errors(made) or 'no data'}")
+    sizes = _file_sizes(directory, made.elements)
+    made.bytes = sum(sizes.values())
+    info.metadata.update(elements=made.elements, pairs=made.pairs, bad=len(made.bad), file_bytes=sizes)
+    info.write_to_directory(directory)
+    return made
+
+
+def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, progress) -> PreparedSet:
+    made, batch = PreparedSet(), []
+
+    def flush() -> None:
+        with _told_of_the_disk():
+            writer.add_examples({SPLIT: batch})
+        batch.clear()
+
+    for number, (record, pairs, bad) in enumerate(_records(source)):
+        made.bad += [{"element": number, "origin": origin, "error": error} for origin, error in bad]
+        made.pairs += pairs
+        if bad:
+            quarantine.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in made.bad[-len(bad) :])
+            _check_bad(made, bad_rows)
+        if record is not None:
+            batch.append(record)
+            made.elements += 1
+            made.images += len(record["images"])
+        if len(batch) == _BATCH:
+            flush()
+        progress(number + 1)
+    flush()
+    return made
+
+
+class _Read(NamedTuple):
+    """The record of what can be read of an element, None = nothing; its pairs; (origin, error) of the others."""
+
+    record: dict | None
+    pairs: int
+    bad: list[tuple[str, str]]
+
+
+def _read(source: PairSource, row: int) -> _Read:
+    named = getattr(source, "origin", None)
+    origin = named(row) if named is not None else f"row {row}"
+    try:
+        element = getattr(source, "good_and_bad", source.__getitem__)(row)
+    except (InvalidExample, OSError) as error:
+        return _Read(None, 0, [(origin, str(error))])
+    tables, pairs, bad = RecordTables(), 0, []
+    alone = isinstance(element, TrainingPair)
+    for pair in (element,) if alone else element:
+        if not isinstance(pair, TrainingPair):
+            bad.append((pair.origin, pair.error))
+            continue
+        try:
+            tables.add(pair)
+            pairs += 1
+        except (InvalidExample, OSError) as error:
+            bad.append((origin if alone else pair.query.origin, str(error)))
+    return _Read(tables.record(origin) if pairs else None, pairs, bad)
+
+
+def _records(source: PairSource) -> Iterator[_Read]:
+    """Every element in order, read and decoded by threads a little ahead."""
+    threads = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads)
+    ahead: deque[Future] = deque()
+    try:
+        for row in range(len(source)):
+            ahead.append(pool.submit(_read, source, row))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _told_of_the_disk() -> Iterator[None]:
+    """ArrayRecord's failures to write as what they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def _check_bad(made: PreparedSet, allowed: float) -> None:
+    if too_many_bad(len(made.bad), made.seen, allowed):
+        raise InvalidExample(
+            f"{len(made.bad)} of the first {made.seen} pairs cannot be read, more than config.data.bad_rows "
+            f"{allowed} allows; the last: {_last_errors(made)}. Correct them, leave them out, or allow more"
+        )
+
+
+def _last_errors(made: PreparedSet) -> str:
+    return "; ".join(bad["error"] for bad in made.bad[-3:])
+
+
+def _file_sizes(directory: Path, elements: int) -> dict[str, int]:
+    """Bytes of each file of records, after a look at how many each holds: a full disk may end a file early."""
+    sizes, held = {}, 0
+    for path in sorted(directory.glob("*.array_record-*")):
+        reader = ArrayRecordReader(str(path))
+        held += reader.num_records()
+        reader.close()
+        sizes[path.name] = path.stat().st_size
+    if held != elements:
+        raise OSError(f"the files hold {held} of the {elements} elements given to them; is the disk full?")
+    return sizes

@@ -1,0 +1,122 @@
+"""Needs of a real source's elements: image headers are read and texts tokenised, no pixel is decoded."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from virtue_jax.config import VirtueConfig
+from virtue_jax.data.encoding.encode import image_key
+from virtue_jax.data.encoding.images import load_image
+from virtue_jax.data.encoding.prompts import prompt_text
+from virtue_jax.data.encoding.qwen_image import resized_size
+from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.data.example import Example, ImageBytes, InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.packing.first_fit import Need
+from virtue_jax.data.row_groups.simulate import Element, NeedSource
+
+
+@dataclass(frozen=True)
+class LengthMeasure:
+    """Counts what examples take of a row, for one model; the same numbers as those of the encoded examples."""
+
+    config: VirtueConfig
+    tokenizer: Tokenizer
+    hard_negatives: int = 0
+    _patches: dict[str, tuple[tuple[int, int], int]] = field(default_factory=dict, compare=False)
+
+    def element(self, element: TrainingPair | Sequence[TrainingPair]) -> Element:
+        """The items of an element: queries on the same images together, every target alone.
+
+        Raises:
+            InvalidExample: an image that cannot be opened, or a text that does not fit its images.
+        """
+        pairs = [element] if isinstance(element, TrainingPair) else list(element)
+        shared: dict[tuple, Need] = {}
+        items = []
+        for number, pair in enumerate(pairs):
+            query = self.example(pair.query)._replace(positives=len(pair.positives))
+            key = tuple(image[0] for image in query.images) or number
+            shared[key] = query if key not in shared else _together(shared[key], query)
+            targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
+            items += [self.example(target) for target in targets]
+        return (*shared.values(), *items)
+
+    def example(self, example: Example) -> Need:
+        """What one example takes; its distinct images are told apart by `image_key`, the first is the prompted one."""
+        keys = [image_key(source) for source in example.images]
+        for key, source in zip(keys, example.images, strict=True):
+            if key not in self._patches:
+                self._patches[key] = self._measure(source, example.origin)
+        size = self._patches[keys[0]][0] if keys else None
+        words = len(self.tokenizer.ids(prompt_text(example, size, self.config.compat)))
+        vision = sum(self._patches[key][1] // 4 - 1 for key in keys)  # each stands for one placeholder
+        distinct = list(dict.fromkeys(keys))
+        images = tuple((key, self._patches[key][1], number == 0) for number, key in enumerate(distinct))
+        segmentation = self.config.segmentation_tokens if images else 0
+        return Need(
+            slots=segmentation + words + vision,
+            images=images,
+            prompts=int(bool(images)),
+            points=self._points(example) if images else 0,
+            masks=example.prompt is not None and example.prompt.mask is not None,
+        )
+
+    def _points(self, example: Example) -> int:
+        prompt = example.prompt
+        if prompt is None:
+            return self.config.points_per_side**2 + 1
+        points = 2 * (prompt.box is not None) + len(prompt.points)
+        return points + bool(points)  # SAM-2's padding point comes with any
+
+    def _measure(self, source, origin: str) -> tuple[tuple[int, int], int]:
+        """((height, width), patches) of an image, from its header where its size is not known."""
+        height, width = source.size if isinstance(source, ImageBytes) else _size_in_header(source, origin)
+        resized = resized_size(height, width, self.config)
+        return (height, width), resized[0] * resized[1] // self.config.vision.patch_size**2
+
+
+def _size_in_header(source, origin: str) -> tuple[int, int]:
+    """(height, width)"""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.size[::-1]
+    except (OSError, ValueError, SyntaxError):
+        return load_image(source, origin).shape[:2]  # says what is wrong with it
+
+
+def measured_needs(
+    source: PairSource, measure: LengthMeasure, *, count: int, seed: int = 0, weight: float = 1.0
+) -> NeedSource:
+    """Needs of `count` elements of a source (all, where it has fewer), drawn without repetition; bad ones are passed
+    over as the loader passes over them.
+
+    Raises:
+        InvalidExample: where more than half cannot be read; says what is wrong with the last.
+    """
+    rows = np.random.default_rng(seed).permutation(len(source))[:count]
+    elements, pairs, errors = [], [], []
+    for row in rows.tolist():
+        try:
+            element = source[row]
+            elements.append(measure.element(element))
+        except (InvalidExample, OSError) as error:
+            errors.append(error)
+            continue
+        pairs.append(1 if isinstance(element, TrainingPair) else len(element))
+    if len(errors) > len(elements):
+        raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}") from errors[-1]
+    return NeedSource(elements, pairs, weight)
+
+
+def _together(first: Need, second: Need) -> Need:
+    return first._replace(
+        slots=first.slots + second.slots,
+        examples=first.examples + second.examples,
+        prompts=first.prompts + second.prompts,
+        points=max(first.points, second.points),
+        positives=max(first.positives, second.positives),
+        masks=first.masks or second.masks,
+    )
