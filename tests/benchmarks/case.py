@@ -97,7 +97,7 @@ def distinct_rows(source: ScarTraining, size: Size) -> list[int]:
     chosen, captions = [], set()
     for rows in source.rows_by_image().values():
         rows = rows[: size.queries]
-        texts = {source[row].positive.text for row in rows}
+        texts = {source.pair(row).positive.text for row in rows}
         if len(texts) == size.queries and not texts & captions and len(chosen) < size.pairs:
             chosen += rows
             captions |= texts
@@ -109,7 +109,7 @@ def distinct_rows(source: ScarTraining, size: Size) -> list[int]:
 def read_pairs(folder: Path) -> list[TrainingPair]:
     """The batch's pairs; those of one image stand together."""
     source = ScarTraining(folder / SCENES)
-    return [source[row] for row in json.loads((folder / PAIRS).read_text())]
+    return [source.pair(row) for row in json.loads((folder / PAIRS).read_text())]
 
 
 def encode(config: VirtueConfig, tokenizer: Tokenizer, pairs: list[TrainingPair]) -> dict[str, list[EncodedExample]]:

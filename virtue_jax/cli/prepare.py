@@ -12,8 +12,9 @@ from virtue_jax.cli.progress import progress_bar
 from virtue_jax.cli.run_file import read_run_file
 from virtue_jax.config import from_dict
 from virtue_jax.data.config import DataConfig
-from virtue_jax.data.formats.record_writer import QUARANTINE, PreparedSet, prepare
+from virtue_jax.data.formats.record_writer import PreparedSet, prepare
 from virtue_jax.data.sources.open_data import open_sources
+from virtue_jax.data.unreadable import QUARANTINE
 from virtue_jax.train.step.config import TrainConfig
 
 USAGE = "virtue prepare --config configs/NAME.py --out DIR [--overwrite] [--config.x=y ...]"

@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -103,24 +102,3 @@ class TrainingPair:
     def positive(self) -> Example:
         """The first positive."""
         return self.positives[0]
-
-
-class BadPair(NamedTuple):
-    """A training pair that cannot be read: its file and row, and why."""
-
-    origin: str
-    error: str
-
-
-class PairSource(Protocol):
-    """Random access to training pairs by row: `ScarTraining`, `JsonlTraining`, or anything with these two methods.
-
-    A row may also be several pairs, whose queries then share a row of the batch where they share an image
-    (`SharedImages`); such a source has `pairs`, their number in all, and may have `good_and_bad(row)`, like
-    `source[row]` but with a BadPair for each pair that cannot be read. `origin(row)`, where there is one, names the row
-    in the quarantine.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]: ...

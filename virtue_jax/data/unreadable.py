@@ -1,11 +1,45 @@
-"""Elements of the data that could not be read or encoded: named in a file, each once."""
+"""Data that cannot be read, encoded or packed: its name, how much of it is too much, the file that lists it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+from virtue_jax.data.example import InvalidExample
 from virtue_jax.disk import told_of_the_disk
 
-FILE = "quarantine.jsonl"
+QUARANTINE = "quarantine.jsonl"
+LEAST_READ, LEAST_BAD = 1000, 10  # a share of bad pairs says something from here on
+
+Value = TypeVar("Value")
+
+
+class Unreadable(NamedTuple):
+    """One thing that cannot be used: `origin` names its file and row, `error` says why and what to do."""
+
+    origin: str
+    error: str
+
+
+def readable(origin: str, read: Callable[..., Value], *arguments) -> Value | Unreadable:
+    """`read(*arguments)`, or an `Unreadable` for whatever it raises: one row's data never end a run."""
+    try:
+        return read(*arguments)
+    except Exception as error:
+        return Unreadable(origin, reason(error, origin))
+
+
+def reason(error: Exception, origin: str) -> str:
+    """One line for an exception that the data of `origin` provoked; what no reader foresaw is named by its type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, InvalidExample):
+        return text
+    return f"{origin}: {type(error).__name__}: {text}; correct this row or leave it out"
+
+
+def too_many_bad(bad: int, read: int, allowed: float) -> bool:
+    """Whether more than the share `allowed` of what was read is bad, once there is enough of it to say."""
+    return bad > allowed * read and (read >= LEAST_READ or bad >= LEAST_BAD)
 
 
 class Quarantine:
@@ -16,7 +50,7 @@ class Quarantine:
     """
 
     def __init__(self, workdir: Path):
-        self.path = workdir / FILE
+        self.path = workdir / QUARANTINE
         self._known = {_identity(entry) for entry in read_whole_lines(self.path)}
         _end_with_whole_line(self.path)
 

@@ -8,7 +8,7 @@ from virtue_jax.batch import RowShape
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.config import DataConfig, RowGroup
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import PairSource
+from virtue_jax.data.pair_source import PairSource
 from virtue_jax.data.row_groups.choose import Chosen, Demand, choose_rows
 from virtue_jax.data.row_groups.measure import LengthMeasure, measured_needs
 from virtue_jax.data.row_groups.published import published_needs

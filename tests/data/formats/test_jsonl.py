@@ -110,16 +110,16 @@ def test_training_lines_are_read_by_row(tmp_path):
     records[8]["positive"] = [{"text": "yes"}, {"text": "indeed", "image": "b.png"}]
     source = JsonlTraining(lines(tmp_path, *records))
     assert len(source) == 20
-    pair = source[7]
+    pair = source.pair(7)
     assert (pair.query.text, pair.positive.text) == ("Frage 7 你", "yes 7")
     assert pair.query.images == (str(tmp_path / "ü.png"),)
     assert [n.text for n in pair.negatives] == ["no", ""]
     assert pair.negatives[1].origin.endswith("data.jsonl:8 negatives[1]")
-    assert [source[i].positive.text for i in (19, 0)] == ["yes 19", "yes 0"]
-    assert [p.text for p in source[8].positives] == ["yes", "indeed"] and source[8].positive.text == "yes"
-    assert source[8].positives[1].origin.endswith("data.jsonl:9 positive[1]")
+    assert [source.pair(i).positive.text for i in (19, 0)] == ["yes 19", "yes 0"]
+    assert [p.text for p in source.pair(8).positives] == ["yes", "indeed"] and source.pair(8).positive.text == "yes"
+    assert source.pair(8).positives[1].origin.endswith("data.jsonl:9 positive[1]")
     moved = JsonlTraining(source.path, image_root=tmp_path / "images")
-    assert moved[8].positives[1].images == (str(tmp_path / "images" / "b.png"),)
+    assert moved.pair(8).positives[1].images == (str(tmp_path / "images" / "b.png"),)
     with pytest.raises(IndexError):
         source[20]
 

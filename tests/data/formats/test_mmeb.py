@@ -42,7 +42,7 @@ def test_sides_with_and_without_images(published):
     folder = write(published, row(), row(**alone, **both), row(**{**both, "pos_text": ""}))
     source = MmebTraining(folder)
     assert len(source) == 3
-    first, second, third = (source[i] for i in range(3))
+    first, second, third = (source.pair(i) for i in range(3))
     assert first.query.text == "Find a caption for the news in the given photo.\n", "the last token is pooled: kept"
     assert first.query.images == (str(published / "images/WebQA/Train/a.png"),) and first.query.prompt is None
     assert (first.positive.text, first.positive.images, first.negatives) == ("A caption.", (), ())
@@ -51,12 +51,12 @@ def test_sides_with_and_without_images(published):
     assert second.positive.images == (str(published / "images/WebQA/Train/b.png"),)
     assert (third.positive.text, len(third.positive.images)) == ("", 1)
     assert first.query.origin == source.origin(0) == "WebQA/original-00000-of-00001.parquet:row 0"
-    assert pickle.loads(pickle.dumps(source))[1] == second
+    assert pickle.loads(pickle.dumps(source)).pair(1) == second
 
 
 def test_negatives_come_along(published):
     folder = write(published, row(neg_text=["wrong", ""], neg_image_path=["", "images/WebQA/Train/b.png"]))
-    negatives = MmebTraining(folder)[0].negatives
+    negatives = MmebTraining(folder).pair(0).negatives
     assert [(n.text, len(n.images)) for n in negatives] == [("wrong", 0), ("", 1)]
 
 
@@ -86,7 +86,7 @@ def test_only_the_split_asked_for_is_read(published):
 def test_bad_rows_are_named(published, change, message):
     folder = write(published, row(), row(**change))
     with pytest.raises(InvalidExample, match=message) as error:
-        MmebTraining(folder)[1]
+        MmebTraining(folder).pair(1)
     assert str(error.value).startswith("WebQA/original-00000-of-00001.parquet:row 1: ")
 
 

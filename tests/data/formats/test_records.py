@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -13,15 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from virtue_jax.data.example import ImageBytes, InvalidExample, TrainingPair
+from virtue_jax.data.example import ImageBytes, InvalidExample
 from virtue_jax.data.formats.jsonl import JsonlTraining
 from virtue_jax.data.formats.mmeb import MmebTraining
 from virtue_jax.data.formats.record_reader import PreparedTraining
-from virtue_jax.data.formats.record_writer import QUARANTINE, prepare
+from virtue_jax.data.formats.record_writer import prepare
 from virtue_jax.data.formats.scar import ScarTraining
 from virtue_jax.data.row_groups.measure import LengthMeasure
 from virtue_jax.data.scenes import write_scenes
 from virtue_jax.data.sources.shared_images import SharedImages
+from virtue_jax.data.unreadable import QUARANTINE
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +91,9 @@ def prepared(originals, tmp_path_factory):
     return folder
 
 
-def pairs_of(element):
-    return [element] if isinstance(element, TrainingPair) else list(element)
-
-
 def examples_of(source):
     for row in range(len(source)):
-        for pair in pairs_of(source[row]):
+        for pair in source[row]:
             yield from (pair.query, *pair.positives, *pair.negatives)
 
 
@@ -114,9 +112,9 @@ def assert_same_arrays(one, other):
 @pytest.mark.parametrize("name", ["scenes", "groups", "mmeb", "jsonl"])
 def test_examples_encode_to_the_same_arrays(name, originals, prepared, small_sam_encoder):
     original, read = originals[name], PreparedTraining(prepared / name)
-    assert len(read) == len(original) and read.pairs == getattr(original, "pairs", len(original))
+    assert len(read) == len(original) and read.pairs == original.pairs
     for row in range(len(original)):
-        sides = [[(len(p.positives), len(p.negatives)) for p in pairs_of(s[row])] for s in (original, read)]
+        sides = [[(len(p.positives), len(p.negatives)) for p in s[row]] for s in (original, read)]
         assert sides[0] == sides[1] and type(read[row]) is type(original[row])
         assert read.origin(row) == original.origin(row)
     for ours, theirs in zip(examples_of(read), examples_of(original), strict=True):
@@ -131,7 +129,7 @@ def test_every_kind_of_prompt_was_compared(originals):
 
 
 def test_image_files_are_kept_byte_by_byte_and_once_in_an_element(folder, prepared):
-    query, negative = (lambda pair: (pair.query, pair.negatives[0]))(PreparedTraining(prepared / "jsonl")[4])
+    query, negative = (lambda pair: (pair.query, pair.negatives[0]))(PreparedTraining(prepared / "jsonl")[4][0])
     jpeg, png = (folder / "b.jpg").read_bytes(), (folder / "a.png").read_bytes()
     assert query.images == negative.images == (jpeg, png, jpeg)
     assert query.images[0] is query.images[2] is negative.images[0]
@@ -153,10 +151,10 @@ def test_lengths_need_no_image_header(prepared, originals, small_sam_encoder, mo
 
 def test_sets_travel_to_worker_processes(prepared):
     read = PreparedTraining(prepared / "mmeb")
-    assert read[1].query.text == "Find it."
+    assert read[1][0].query.text == "Find it."
     again = pickle.loads(pickle.dumps(read))
     assert again[1] == read[1]
-    image = pickle.loads(pickle.dumps(read[0].query.images[0]))
+    image = pickle.loads(pickle.dumps(read[0][0].query.images[0]))
     assert isinstance(image, ImageBytes) and image.size == (60, 90)
     with pytest.raises(IndexError, match="row 2 of 2"):
         again[2]
@@ -176,7 +174,12 @@ def test_unreadable_rows_are_left_out_listed_and_limited(folder, tmp_path):
     made = prepare(JsonlTraining(path), tmp_path)
     assert (made.elements, len(made.bad), len(PreparedTraining(tmp_path))) == (1, 4, 1)
     listed = [json.loads(line) for line in (tmp_path / QUARANTINE).read_text().splitlines()]
-    assert listed == made.bad and [bad["element"] for bad in listed] == [1, 2, 3, 4]
+    assert [(bad["origin"], bad["error"]) for bad in listed] == made.bad and [bad["element"] for bad in listed] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert listed[0]["origin"] == f"{path}:2"
     whys = ("cut.png' is damaged or truncated", "mask.png' is 90x60", "absent.png' does not exist", "not Unicode")
     for bad, why in zip(listed, whys, strict=True):
@@ -195,8 +198,6 @@ def test_a_bad_pair_leaves_the_others_of_its_image(folder, originals, tmp_path):
             pairs = super().__getitem__(group)
             target = dataclasses.replace(pairs[0].positive, images=(str(folder / "absent.png"),))
             return tuple(dataclasses.replace(p, positives=(target,)) if i == 1 else p for i, p in enumerate(pairs))
-
-        good_and_bad = __getitem__
 
     groups = SpoiltGroups(originals["scenes"], 3)
     made = prepare(groups, tmp_path, bad_rows=0.9)
@@ -256,9 +257,9 @@ def test_a_damaged_record_is_named(copy):
     spoilt[300:600] = bytes(300)
     path.write_bytes(spoilt)
     read = PreparedTraining(copy)
-    assert read[0].positive.text == "p"
-    with pytest.raises(InvalidExample, match=r"element 3: damaged record .* `virtue prepare`"):
-        read[3]
+    assert read[0][0].positive.text == "p"
+    (damaged,) = read[3]
+    assert re.search(r"element 3: damaged record .* `virtue prepare`", damaged.error)
     assert read.origin(3) == f"{copy}: element 3"
 
 

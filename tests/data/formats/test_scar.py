@@ -84,13 +84,13 @@ def test_published_eval_row(published):
 
 def test_published_train_row_with_and_without_negatives(published):
     write(published, "SCAR_ADE20K.parquet", pair())
-    plain = ScarTraining(published)[0]
+    plain = ScarTraining(published).pair(0)
     assert plain.query.prompt.box == (3.5, 4.0, 13.5, 10.25)
     assert (plain.positive.text, plain.positive.images, plain.negatives) == ("the caption", (), ())
     write(published, "one.parquet", pair(neg_text="wrong"))
-    assert [n.text for n in ScarTraining(published / "one.parquet")[0].negatives] == ["wrong"]
+    assert [n.text for n in ScarTraining(published / "one.parquet").pair(0).negatives] == ["wrong"]
     write(published, "two.parquet", pair(neg_text=["wrong", "", "bad"], neg_image_path=["", "", "ade20k_val/a.png"]))
-    negatives = ScarTraining(published / "two.parquet")[0].negatives
+    negatives = ScarTraining(published / "two.parquet").pair(0).negatives
     assert [(n.text, len(n.images)) for n in negatives] == [("wrong", 0), ("bad", 1)]
 
 
@@ -132,7 +132,7 @@ def test_scenes_come_back_with_point_and_mask(scenes):
 def test_prompt_kinds_follow_weights_seed_and_row(scenes):
     def kinds(**options):
         source = ScarTraining(scenes, **options)
-        prompts = [source[row].query.prompt for row in range(len(source))]
+        prompts = [source.pair(row).query.prompt for row in range(len(source))]
         return ["none" if p is None else "box" if p.box else "point" if p.points else "mask" for p in prompts]
 
     mixed = {"box": 1, "point": 1, "mask": 1, "none": 1}
@@ -231,7 +231,7 @@ def test_bad_segmentations_are_named(published, segmentation, message):
     write(published, "SCaR_train_X.parquet", pair(segmentation=segmentation))
     source = ScarTraining(published, prompts={"mask": 1})
     with pytest.raises(InvalidExample, match=message) as error:
-        source[0]
+        source.pair(0)
     assert "SCaR_train_X.parquet:row 0" in str(error.value)
 
 

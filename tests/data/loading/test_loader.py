@@ -47,7 +47,7 @@ def test_what_waits_comes_first_and_nobody_waits_long(encoder):
 
 def test_a_step_holds_pairs_whole_with_labels_that_match(encoder):
     steps = take(words_loader(encoder, Words(50)), 5)
-    source = {Words(50).origin(row): Words(50)[row] for row in range(50)}
+    source = {Words(50).origin(row): Words(50).pair(row) for row in range(50)}
     for step in steps:
         there = Counter(o for group in step.report.origins for row in group for o in row)
         for (shape, rows), batch, origins in zip(TIGHT, step.groups, step.report.origins, strict=True):

@@ -14,6 +14,7 @@ from virtue_jax.data.example import Example, InvalidExample, TrainingPair, Visua
 from virtue_jax.data.formats.scar import ScarTraining
 from virtue_jax.data.loading.loader import training_loader
 from virtue_jax.data.packing.invariants import validate
+from virtue_jax.data.pair_source import PairRows
 from virtue_jax.data.scenes import write_scenes
 from virtue_jax.data.sources.shared_images import FirstRows, SharedImages
 
@@ -80,7 +81,7 @@ def test_queries_on_one_image_share_a_row_and_none_is_lost(encoder, scenes):
         seen += [o for row in rows for o in row]
         images = step.groups[0]
         for r, row in enumerate(rows):
-            paths = {scar[int(o.rsplit(" ", 1)[1])].query.images for o in row}
+            paths = {scar.pair(int(o.rsplit(" ", 1)[1])).query.images for o in row}
             assert images.patch_segments[r].max() == len(paths)
             assert len(set(images.prompt_image[r][(images.prompt_labels[r] != NO_TOKEN).any(1)].tolist())) == len(paths)
     loader.close()
@@ -108,7 +109,7 @@ def test_a_damaged_image_is_replaced_by_the_next_element(encoder, scenes, tmp_pa
     whole = ScarTraining(tmp_path)
     damaged = sorted((tmp_path / "images/scenes_train").iterdir())[0]
     damaged.write_bytes(damaged.read_bytes()[:200])
-    broken = {row for row in range(len(whole)) if whole[row].query.images[0] == str(damaged)}
+    broken = {row for row in range(len(whole)) if whole.pair(row).query.images[0] == str(damaged)}
     loader = loader_of(encoder, whole, streams=1)
     steps = take(loader, 8)
     found = [entry for step in steps for entry in step.report.quarantined]
@@ -128,8 +129,8 @@ def test_of_pairs_that_share_an_image_only_the_bad_ones_are_left_out(encoder, sc
     class Spoilt(ScarTraining):
         """Row 1 cannot be read, the box of row 3 is outside its image, the text of row 4 is longer than any row."""
 
-        def __getitem__(self, row):
-            pair = super().__getitem__(row)
+        def pair(self, row):
+            pair = super().pair(row)
             if row == 1:
                 raise InvalidExample(f"{self.origin(row)}: damaged")
             if row == 3:
@@ -168,7 +169,7 @@ def test_of_pairs_that_share_a_damaged_image_each_is_named(encoder, scenes, tmp_
     shutil.copytree(scenes, tmp_path, dirs_exist_ok=True)
     rows = ScarTraining(tmp_path)
     source = SharedImages(rows, 3)
-    damaged = Path(rows[source.groups[0][0]].query.images[0])
+    damaged = Path(rows.pair(source.groups[0][0]).query.images[0])
     damaged.write_bytes(damaged.read_bytes()[:200])
     loader = loader_of(encoder, source, streams=1, batch_size=6)
     number = next(e for e in range(99) if loader.reader.order[e].row == 0)
@@ -205,11 +206,14 @@ def test_elements_read_for_grey_levels_hold_sams_input_and_not_the_picture(encod
 
 
 def test_an_image_that_is_only_read_takes_no_sam_run(encoder, png, noise):
-    class Compared:
+    class Compared(PairRows):
         def __len__(self):
             return 4
 
-        def __getitem__(self, row):
+        def origin(self, row):
+            return f"row {row}"
+
+        def pair(self, row):
             return TrainingPair(Example(f"both {row}", (png(noise), png(noise[:, :40]))), Example(f"yes {row}"))
 
     shape = dataclasses.replace(IMAGES, images=1, prompts=1, points=10)

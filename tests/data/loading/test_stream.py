@@ -74,7 +74,7 @@ def test_foreign_states_are_refused(encoder, state):
 
 def test_more_negatives_and_positives_than_asked_for_are_drawn_anew(encoder):
     class Many(Words):
-        def __getitem__(self, row):
+        def pair(self, row):
             answers = tuple(Example(f"p {i}") for i in range(5))
             return TrainingPair(Example("q"), answers, tuple(Example(f"n {i}") for i in range(9)))
 
@@ -113,12 +113,8 @@ def test_equal_content_has_equal_ids_and_nothing_else_has():
 
 def test_an_element_that_fits_no_step_is_quarantined_with_what_to_enlarge(encoder):
     class Long(Words):
-        def __getitem__(self, row):
-            return (
-                TrainingPair(Example("x " * 90, origin="word:2"), Example("y"))
-                if row == 2
-                else super().__getitem__(row)
-            )
+        def pair(self, row):
+            return TrainingPair(Example("x " * 90, origin="word:2"), Example("y")) if row == 2 else super().pair(row)
 
     loader = words_loader(encoder, Long(20), streams=1)
     found = [entry for step in take(loader, 2) for entry in step.report.quarantined]

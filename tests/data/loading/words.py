@@ -10,12 +10,13 @@ from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.loading.loader import training_loader
+from virtue_jax.data.pair_source import PairRows
 
 SIZES = {"segmentation_tokens": 1, "sam_size": 64}  # of the encoder's model
 SPECIAL = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
-class Words:
+class Words(PairRows):
     """Text pairs of many lengths, some of which share their positive; row i has i % 4 hard negatives.
 
     Those of `broken` cannot be read.
@@ -27,7 +28,7 @@ class Words:
     def __len__(self):
         return self.count
 
-    def __getitem__(self, row):
+    def pair(self, row):
         if row in self.broken:
             raise InvalidExample(f"{self.origin(row)}: damaged")
         origin = self.origin(row)

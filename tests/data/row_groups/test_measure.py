@@ -8,6 +8,7 @@ from virtue_jax.data.example import Example, InvalidExample, TrainingPair, Visua
 from virtue_jax.data.loading.elements import Segment, item_need
 from virtue_jax.data.loading.loader import training_loader
 from virtue_jax.data.packing.pack import Label
+from virtue_jax.data.pair_source import PairRows
 from virtue_jax.data.row_groups.measure import LengthMeasure, measured_needs
 from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate
 
@@ -60,7 +61,7 @@ def test_queries_on_one_image_are_one_item(measure, pictures):
     assert len(targets) == 2 + 1 + 1 + 1, "positives, and one of the hard negatives"
 
 
-class Rows:
+class Rows(PairRows):
     """Pairs with and without an image; rows whose number is in `broken` cannot be read."""
 
     def __init__(self, pictures, broken=()):
@@ -69,7 +70,10 @@ class Rows:
     def __len__(self):
         return 40
 
-    def __getitem__(self, row):
+    def origin(self, row):
+        return f"row {row}"
+
+    def pair(self, row):
         if row in self.broken:
             raise InvalidExample(f"row {row}: damaged")
         images = (self.pictures[row % 3],) if row % 4 else ()

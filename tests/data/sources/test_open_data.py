@@ -37,7 +37,7 @@ def data_config(folder, **changes):
 
 def test_sources_are_opened_cut_and_grouped(folder):
     scenes, own = open_sources(data_config(folder), seed=0)
-    assert len(own) == 5 and [p.text for p in own[4].positives] == ["p 4", "p"]
+    assert len(own) == 5 and [p.text for p in own[4][0].positives] == ["p 4", "p"]
     grouped, _ = open_sources(data_config(folder, share_images=3), seed=0)
     assert grouped.pairs == len(scenes) and max(map(len, grouped.groups)) in (2, 3)
     (cut,) = open_sources(data_config(folder, sources={"cut": SourceConfig(str(folder / "scenes"), limit=3)}), seed=0)

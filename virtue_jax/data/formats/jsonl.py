@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from virtue_jax.data.example import POSITIVE, Example, InvalidExample, TrainingPair, VisualPrompt
+from virtue_jax.data.pair_source import PairRows
 
 _EXAMPLE_KEYS = ("image", "text", "box", "points", "mask", "sam_box", "sam_point")
 _PAIR_KEYS = ("query", "positive", "negatives")
@@ -33,7 +34,7 @@ def read_examples(path: str | os.PathLike) -> Iterator[Example]:
         yield parse_example(_parse(line, origin), path.parent, origin)
 
 
-class JsonlTraining:
+class JsonlTraining(PairRows):
     """Training pairs of a JSONL file by row number. The whole file is checked when it is opened.
 
     image_root: folder that paths in it are relative to; by default the file's own.
@@ -54,9 +55,7 @@ class JsonlTraining:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, row: int) -> TrainingPair:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
+    def pair(self, row: int) -> TrainingPair:
         with open(self.path, "rb") as file:
             file.seek(int(self._offsets[row]))
             line = file.read(int(self._offsets[row + 1] - self._offsets[row]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from virtue_jax.data.example import InvalidExample, TrainingPair
 from virtue_jax.data.formats.scar_row import IMAGE_MARKER, as_list
 from virtue_jax.data.formats.table_rows import SIDES, TableRows
+from virtue_jax.data.pair_source import PairRows
 
 # Rows of each subset's split `original`, to the hundred that the data set's viewer shows.
 SUBSETS = {
@@ -50,8 +51,8 @@ def subset_sources(folder: str, limit: int = LIMIT) -> dict[str, dict]:
     }
 
 
-class MmebTraining(TableRows):
-    """One MMEB-train subset as training pairs; `source[row]` reads no pixels.
+class MmebTraining(TableRows, PairRows):
+    """One MMEB-train subset as training pairs; no pixel is read.
 
     Args:
         where: the subset's folder, a parquet file, or several of them.
@@ -60,8 +61,7 @@ class MmebTraining(TableRows):
         split: which files of a folder are read: those whose name begins with it.
 
     Raises:
-        InvalidExample: when made: nothing of that split, unreadable file, missing column; on access: a bad row
-            (file, row, column, remedy).
+        InvalidExample: nothing of that split, unreadable file, missing column.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MmebTraining(TableRows):
         root = image_root if image_root is not None or folder is None else folder.absolute().parent
         super().__init__(files, _REQUIRED, _OPTIONAL, root)
 
-    def __getitem__(self, row: int) -> TrainingPair:
+    def pair(self, row: int) -> TrainingPair:
         table, number = self.locate(row)
         values, origin = table[number], self.origin(row)
         for name in ("query", "positive"):

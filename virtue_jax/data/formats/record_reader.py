@@ -8,12 +8,14 @@ import tensorflow_datasets as tfds
 
 from virtue_jax.data.example import InvalidExample, TrainingPair
 from virtue_jax.data.formats.records import NAME, SPLIT, VERSION, from_record
+from virtue_jax.data.pair_source import check_row
+from virtue_jax.data.unreadable import Unreadable, readable
 
 _AGAIN = "write it again with `virtue prepare`"
 
 
 class PreparedTraining:
-    """Elements of one prepared source: a pair each, or tuples of pairs where images were shared when it was prepared.
+    """Elements of one prepared source: a pair each, or several where images were shared when it was prepared.
 
     Images are the bytes of the original files, with their sizes, and masks arrays; every example encodes to the same
     arrays as the original's, and `origin` names the file and row it came from. What tells examples apart is another:
@@ -22,8 +24,7 @@ class PreparedTraining:
     by. Pickles without open files.
 
     Raises:
-        InvalidExample: when made: not a whole prepared set, or one of another version of the layout; on access: a
-            damaged record; names the directory and the element.
+        InvalidExample: not a whole prepared set, or one of another version of the layout; names the directory.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -36,15 +37,16 @@ class PreparedTraining:
             )
         about = _read_json(self.path, "metadata.json")
         _check_files(self.path, about.get("file_bytes"))
-        self.pairs, self._length, self._grouped = (about[key] for key in ("pairs", "elements", "grouped"))
+        self.pairs, self._length = (about[key] for key in ("pairs", "elements"))
         self._records = None
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, row: int) -> TrainingPair | tuple[TrainingPair, ...]:
-        _, pairs = self._read(row)
-        return pairs if self._grouped else pairs[0]
+    def __getitem__(self, row: int) -> tuple[TrainingPair | Unreadable, ...]:
+        check_row(row, len(self))
+        element = readable(self._place(row), self._read, row)
+        return (element,) if isinstance(element, Unreadable) else element[1]
 
     def origin(self, row: int) -> str:
         """File and row of the original; of a damaged record, its place here."""
@@ -57,8 +59,6 @@ class PreparedTraining:
         return self.__dict__ | {"_records": None}
 
     def _read(self, row: int) -> tuple[str, tuple[TrainingPair, ...]]:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
         if self._records is None:
             builder = tfds.builder_from_directory(self.path)
             self._records = builder.as_data_source(SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

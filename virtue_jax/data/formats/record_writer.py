@@ -1,6 +1,5 @@
 """Writes a source of training pairs once, images included, as ArrayRecord files that `PreparedTraining` reads."""
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,16 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from virtue_jax.data.example import InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.example import InvalidExample
 from virtue_jax.data.formats.records import SPLIT, RecordTables, dataset_info
-from virtue_jax.data.loading.stream import too_many_bad
+from virtue_jax.data.pair_source import PairSource, pair_origin
+from virtue_jax.data.unreadable import Quarantine, Unreadable, readable, too_many_bad
 
-QUARANTINE = "quarantine.jsonl"
 ELEMENTS_PER_FILE = 8192  # a reader keeps every file open, and a process may have a thousand or so
 _BATCH = 16  # elements between two writes of the set's own description
 
@@ -25,13 +24,13 @@ _BATCH = 16  # elements between two writes of the set's own description
 @dataclass
 class PreparedSet:
     """What was written of one source: elements, pairs, images; bytes: of the files of records. bad: pairs that
-    could not be read, {"element", "origin", "error"} each, as in `quarantine.jsonl`."""
+    could not be read."""
 
     elements: int = 0
     pairs: int = 0
     images: int = 0
     bytes: int = 0
-    bad: list[dict] = field(default_factory=list)
+    bad: list[Unreadable] = field(default_factory=list)
 
     @property
     def seen(self) -> int:
@@ -63,12 +62,10 @@ def prepare(
     Raises:
         InvalidExample: too many bad pairs, or no good one; names the last. OSError: not all could be written.
     """
-    grouped = hasattr(source, "pairs")
-    info = dataset_info(directory, {"about": about or {}, "grouped": grouped})
+    info = dataset_info(directory, {"about": about or {}})
     writer = tfds.core.SequentialWriter(info, elements_per_file, file_format="array_record")
     writer.initialize_splits([SPLIT])
-    with open(directory / QUARANTINE, "w", errors="backslashreplace") as quarantine:
-        made = _write(source, writer, quarantine, bad_rows, progress)
+    made = _write(source, writer, Quarantine(directory), bad_rows, progress)
     with _told_of_the_disk():
         writer.close_all()
     if not made.elements:
@@ -80,7 +77,7 @@ def prepare(
     return made
 
 
-def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, progress) -> PreparedSet:
+def _write(source: PairSource, writer, quarantine: Quarantine, bad_rows: float, progress) -> PreparedSet:
     made, batch = PreparedSet(), []
 
     def flush() -> None:
@@ -89,10 +86,10 @@ def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, prog
         batch.clear()
 
     for number, (record, pairs, bad) in enumerate(_records(source)):
-        made.bad += [{"element": number, "origin": origin, "error": error} for origin, error in bad]
+        made.bad += bad
         made.pairs += pairs
         if bad:
-            quarantine.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in made.bad[-len(bad) :])
+            quarantine.add([{"element": number} | row._asdict() for row in bad])
             _check_bad(made, bad_rows)
         if record is not None:
             batch.append(record)
@@ -106,32 +103,25 @@ def _write(source: PairSource, writer, quarantine: TextIO, bad_rows: float, prog
 
 
 class _Read(NamedTuple):
-    """The record of what can be read of an element, None = nothing; its pairs; (origin, error) of the others."""
+    """The record of what can be read of an element, None = nothing; its pairs; what cannot be read of it."""
 
     record: dict | None
     pairs: int
-    bad: list[tuple[str, str]]
+    bad: list[Unreadable]
 
 
 def _read(source: PairSource, row: int) -> _Read:
-    named = getattr(source, "origin", None)
-    origin = named(row) if named is not None else f"row {row}"
-    try:
-        element = getattr(source, "good_and_bad", source.__getitem__)(row)
-    except (InvalidExample, OSError) as error:
-        return _Read(None, 0, [(origin, str(error))])
     tables, pairs, bad = RecordTables(), 0, []
-    alone = isinstance(element, TrainingPair)
-    for pair in (element,) if alone else element:
-        if not isinstance(pair, TrainingPair):
-            bad.append((pair.origin, pair.error))
-            continue
-        try:
-            tables.add(pair)
+    element = source[row]
+    for pair in element:
+        failure = pair
+        if not isinstance(pair, Unreadable):
+            failure = readable(pair_origin(source, row, element, pair), tables.add, pair)
+        if failure is None:
             pairs += 1
-        except (InvalidExample, OSError) as error:
-            bad.append((origin if alone else pair.query.origin, str(error)))
-    return _Read(tables.record(origin) if pairs else None, pairs, bad)
+        else:
+            bad.append(failure)
+    return _Read(tables.record(source.origin(row)) if pairs else None, pairs, bad)
 
 
 def _records(source: PairSource) -> Iterator[_Read]:
@@ -168,7 +158,7 @@ def _check_bad(made: PreparedSet, allowed: float) -> None:
 
 
 def _last_errors(made: PreparedSet) -> str:
-    return "; ".join(bad["error"] for bad in made.bad[-3:])
+    return "; ".join(bad.error for bad in made.bad[-3:])
 
 
 def _file_sizes(directory: Path, elements: int) -> dict[str, int]:

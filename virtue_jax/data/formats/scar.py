@@ -24,6 +24,7 @@ from virtue_jax.data.formats.scar_row import (
     object_prompt,
 )
 from virtue_jax.data.formats.table_rows import TableRows
+from virtue_jax.data.pair_source import PairRows
 
 PROMPT_KINDS = ("box", "point", "mask", "none")
 
@@ -69,8 +70,8 @@ class _ScarRows(TableRows):
         return object_box(table.column("bbox")[number].as_py(), table.origin(number))
 
 
-class ScarTraining(_ScarRows):
-    """SCaR-Train rows as training pairs; `source[row]` reads no pixels unless a mask is asked for.
+class ScarTraining(_ScarRows, PairRows):
+    """SCaR-Train rows as training pairs; no pixel is read unless a mask is asked for.
 
     Args:
         where: a parquet file, a folder (its files with a train schema), or several of them.
@@ -79,7 +80,7 @@ class ScarTraining(_ScarRows):
             file name, row). Point prompts come from the `point` column, else from the segmentation.
 
     Raises:
-        InvalidExample: when made: unreadable file, missing column; on access: a bad row (file, row, remedy).
+        InvalidExample: unreadable file, missing column.
         ValueError: unknown prompt kinds or weights.
     """
 
@@ -97,7 +98,7 @@ class ScarTraining(_ScarRows):
         segmentation = ["segmentation"] if self.prompts.keys() & {"point", "mask"} else []
         super().__init__(where, _TRAIN, ["neg_text", "neg_image_path", *pointing, *segmentation], image_root)
 
-    def __getitem__(self, row: int) -> TrainingPair:
+    def pair(self, row: int) -> TrainingPair:
         table, number = self.locate(row)
         values, origin = table[number], table.origin(number)
         image = self.image_path(table, values["qry_image_path"], origin)

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, ExampleEncoder
-from virtue_jax.data.example import BadPair, Example, InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.identity import content_id
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.packing.first_fit import Groups, Need, fits_a_row, misfit
 from virtue_jax.data.packing.pack import Label
+from virtue_jax.data.pair_source import PairSource, pair_origin
+from virtue_jax.data.unreadable import Unreadable, readable
 
 
 class Segment(NamedTuple):
@@ -76,30 +78,18 @@ class ElementReader:
 
     def __getitem__(self, number: int) -> Reading:
         ref = self.order[number]
-        source = self.sources[ref.source]
-        named = getattr(source, "origin", None)
-        try:
-            drawn = getattr(source, "good_and_bad", source.__getitem__)(ref.row)
-        except (InvalidExample, OSError) as error:
-            origin = named(ref.row) if named is not None else f"row {ref.row} of source {ref.source}"
-            return Reading(None, (BadElement(number, origin, str(error)),))
-        if isinstance(drawn, TrainingPair):
-            return self._encoded(number, (drawn,), named(ref.row) if named is not None else None)
-        return self._encoded(number, tuple(drawn))
-
-    def _encoded(self, number: int, pairs: Sequence[TrainingPair | BadPair], origin: str | None = None) -> Reading:
-        """The pairs that can be used as one element. origin: of all of them (default: each one's own)."""
         shared: dict[str, EncodedImage] = {}
         good, bad = [], []
-        for place, pair in enumerate(pairs):
-            if isinstance(pair, BadPair):
+        source = self.sources[ref.source]
+        element = source[ref.row]
+        for place, pair in enumerate(element):
+            if not isinstance(pair, Unreadable):
+                origin = pair_origin(source, ref.row, element, pair)
+                pair = readable(origin, self._pair, pair, origin, (number, place), shared)
+            if isinstance(pair, Unreadable):
                 bad.append(BadElement(number, *pair))
-                continue
-            named = origin or pair.query.origin
-            try:
-                good.append(self._pair(pair, named, (number, place), shared))
-            except (InvalidExample, OSError) as error:
-                bad.append(BadElement(number, named, str(error)))
+            else:
+                good.append(pair)
         element = self._element(number, good) if good else None
         wrong = self._too_large(element) if element is not None else None
         if wrong is not None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from virtue_jax.batch import Batch
 from virtue_jax.data.encoding.encode import ExampleEncoder
-from virtue_jax.data.example import PairSource
 from virtue_jax.data.loading.elements import ElementReader
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.loading.read_pool import ReadPool
@@ -21,6 +20,7 @@ from virtue_jax.data.loading.step_pack import PackReport, RowSizes, StepPacker
 from virtue_jax.data.loading.stream import Stream, StreamRules, StreamState
 from virtue_jax.data.packing.first_fit import Groups
 from virtue_jax.data.packing.layout import PIXELS, check_shape
+from virtue_jax.data.pair_source import PairSource
 
 READ_AHEAD = 64  # encoded elements held before the step that packs them, over all streams of a process
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from virtue_jax.data.example import PairSource
+from virtue_jax.data.pair_source import PairSource
 
 _CYCLE = 4096  # blocks after which the sources' turns repeat; weights are kept to one part in so many
 
@@ -70,9 +70,9 @@ class ElementOrder:
 
     @classmethod
     def of(cls, sources: Sequence[PairSource], **options) -> "ElementOrder":
-        """The order of sources, some of which may count several pairs a row (`pairs`)."""
+        """The order of sources."""
         lengths = [len(source) for source in sources]
-        return cls(lengths, pairs=[getattr(source, "pairs", len(source)) for source in sources], **options)
+        return cls(lengths, pairs=[source.pairs for source in sources], **options)
 
     def __getitem__(self, number: int) -> RowRef:
         cycle, offset = divmod(number, self._starts[-1])

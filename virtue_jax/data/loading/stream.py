@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from virtue_jax.data.loading.elements import BadElement, Element, Reading
 from virtue_jax.data.loading.read_pool import ReadPool
-
-LEAST_DRAWN, LEAST_BAD = 1000, 10  # a share of bad elements says something from here on
+from virtue_jax.data.unreadable import too_many_bad
 
 
 class StreamState(NamedTuple):
@@ -130,11 +129,6 @@ class Stream:
                 "more",
                 made.bad,
             )
-
-
-def too_many_bad(bad: int, drawn: int, allowed: float) -> bool:
-    """Whether more than the share `allowed` of what was drawn is bad, once there are enough of them to say."""
-    return bad > allowed * drawn and (drawn >= LEAST_DRAWN or bad >= LEAST_BAD)
 
 
 def _told(bad: Sequence[BadElement]) -> str:

@@ -13,9 +13,11 @@ from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, ImageBytes, InvalidExample, PairSource, TrainingPair
+from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair
 from virtue_jax.data.packing.first_fit import Need
+from virtue_jax.data.pair_source import PairSource
 from virtue_jax.data.row_groups.simulate import Element, NeedSource
+from virtue_jax.data.unreadable import Unreadable, readable
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,12 @@ class LengthMeasure:
     hard_negatives: int = 0
     _patches: dict[str, tuple[tuple[int, int], int]] = field(default_factory=dict, compare=False)
 
-    def element(self, element: TrainingPair | Sequence[TrainingPair]) -> Element:
+    def element(self, pairs: Sequence[TrainingPair]) -> Element:
         """The items of an element: queries on the same images together, every target alone.
 
         Raises:
             InvalidExample: an image that cannot be opened, or a text that does not fit its images.
         """
-        pairs = [element] if isinstance(element, TrainingPair) else list(element)
         shared: dict[tuple, Need] = {}
         items = []
         for number, pair in enumerate(pairs):
@@ -99,15 +100,16 @@ def measured_needs(
     rows = np.random.default_rng(seed).permutation(len(source))[:count]
     elements, pairs, errors = [], [], []
     for row in rows.tolist():
-        try:
-            element = source[row]
-            elements.append(measure.element(element))
-        except (InvalidExample, OSError) as error:
-            errors.append(error)
+        element = source[row]
+        good = [pair for pair in element if not isinstance(pair, Unreadable)]
+        needs = readable(source.origin(row), measure.element, good) if good else element[-1]
+        if isinstance(needs, Unreadable):
+            errors.append(needs.error)
             continue
-        pairs.append(1 if isinstance(element, TrainingPair) else len(element))
+        elements.append(needs)
+        pairs.append(len(good))
     if len(errors) > len(elements):
-        raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}") from errors[-1]
+        raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}")
     return NeedSource(elements, pairs, weight)
 
 

@@ -6,12 +6,12 @@ from virtue_jax.config import VirtueConfig
 from virtue_jax.data.config import DataConfig, SourceConfig
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import PairSource
 from virtue_jax.data.formats.jsonl import JsonlTraining
 from virtue_jax.data.formats.mmeb import MmebTraining
 from virtue_jax.data.formats.record_reader import PreparedTraining
 from virtue_jax.data.formats.scar import ScarTraining
 from virtue_jax.data.loading.loader import TrainingLoader, training_loader
+from virtue_jax.data.pair_source import PairSource
 from virtue_jax.data.sources.shared_images import FirstRows, SharedImages
 
 
