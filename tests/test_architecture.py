@@ -27,7 +27,7 @@ ROOMS = {
     "chips": (set(), set()),
     "disk": (set(), set()),
     "atomic_files": (set(), set()),
-    "data": (LEAVES | {"disk"}, {"numpy"}),
+    "data": (LEAVES | {"disk"}, {"numpy", "PIL"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
     "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
