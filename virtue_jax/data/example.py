@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 POSITIVE, NEGATIVE = 1, 0
+IMAGE_MARKER = "<|image_1|>"  # where the image belongs in a text, whatever markup a behaviour has for it
 
 
 class InvalidExample(ValueError):
@@ -67,7 +68,8 @@ class ImageBytes(bytes):
 class Example:
     """One thing to embed: images (paths or encoded bytes), a text, and a prompt that belongs to the first image.
 
-    A text that contains `<|image_pad|>` is taken verbatim, any other gets the compat's template.
+    A text that contains `<|image_pad|>` is taken verbatim; one with `<|image_1|>`, the published data sets' marker,
+    gets the compat's markup there; any other gets the compat's template.
     `origin` names file and row in errors.
     """
 

@@ -100,7 +100,7 @@ def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
     _check_streams(config, mesh, workdir, _say(console))
     if is_leader():
         forget_another_run(workdir, config, row_shards(mesh), _say(console))
-    sources = open_sources(config.data, config.seed)
+    sources = open_sources(config.data, config.seed, _say(console))
     start = starting_model(config, sources, workdir)
     config = _with_rows(config, sources, start, mesh, workdir)
     config, run = fitted_setup(config, start.virtue, mesh, _say(console))

@@ -43,11 +43,11 @@ def test_sides_with_and_without_images(published):
     source = MmebTraining(folder)
     assert len(source) == 3
     first, second, third = (source.pair(i) for i in range(3))
-    assert first.query.text == "Find a caption for the news in the given photo.\n", "the last token is pooled: kept"
+    assert first.query.text == "<|image_1|>\nFind a caption for the news in the given photo.\n", "kept byte for byte"
     assert first.query.images == (str(published / "images/WebQA/Train/a.png"),) and first.query.prompt is None
     assert (first.positive.text, first.positive.images, first.negatives) == ("A caption.", (), ())
     assert (second.query.text, second.query.images) == ("Find a picture.", ())
-    assert second.positive.text == "Represent the given image."
+    assert second.positive.text == "<|image_1|>\nRepresent the given image."
     assert second.positive.images == (str(published / "images/WebQA/Train/b.png"),)
     assert (third.positive.text, len(third.positive.images)) == ("", 1)
     assert first.query.origin == source.origin(0) == "WebQA/original-00000-of-00001.parquet:row 0"
@@ -74,7 +74,6 @@ def test_only_the_split_asked_for_is_read(published):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"qry_image_path": ""}, r"qry speaks of <\|image_1\|>, but qry_image_path is empty"),
         ({"qry": "", "qry_image_path": None}, "neither qry nor qry_image_path"),
         ({"pos_text": None}, "pos_text is None"),
         ({"pos_text": ""}, "neither pos_text nor pos_image_path"),

@@ -14,7 +14,7 @@ from virtue_jax.data.encoding.prompts import EncodedPrompt, encode_prompt, promp
 from virtue_jax.data.encoding.qwen_image import normalise, normalise_patches, qwen_image
 from virtue_jax.data.encoding.sam_image import sam_image, sam_levels
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, InvalidExample
+from virtue_jax.data.example import IMAGE_MARKER, Example, InvalidExample
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,10 @@ class ExampleEncoder:
     def _tokens(self, example: Example, size, images: list[EncodedImage]) -> tuple[np.ndarray, list[ImageSpan]]:
         text = prompt_text(example, size, self.config.compat)
         try:
-            tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
+            if not images and IMAGE_MARKER in example.text:  # what is left of it is a word (`Compat.marker_alone`)
+                tokens, starts = np.array(self.tokenizer.ids(text), np.int32), np.zeros(0, int)
+            else:
+                tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
         except ValueError as error:
             raise InvalidExample(f"{example.origin}: {error}") from error
         if not len(tokens):
