@@ -39,7 +39,7 @@ ROOMS = {
         {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
     ),
     "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
-    "data/scenes": (GROUND, {"numpy", "PIL", "pyarrow"}),
+    "data/scenes": (GROUND | {"atomic_files"}, {"numpy", "PIL", "pyarrow"}),
     "data/row_groups": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
         {"numpy", "PIL"},

@@ -1,16 +1,12 @@
 """Embed the lines of a JSONL file: `embedding` float32[N, D], unit length, rows in the order of the lines."""
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from virtue_jax.atomic_files import new_file
 from virtue_jax.cli.parser import positive
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.config import POSITION_SCHEMES
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the embeddings."""
+    import numpy as np
+
     from virtue_jax.data.formats.jsonl import read_examples
     from virtue_jax.embedding.embedder import Embedder
 
@@ -45,17 +43,6 @@ def run(args: argparse.Namespace) -> None:
     )
     with progress_bar("embedding", len(examples)) as done:
         embeddings = embedder.embed(examples, progress=done)
-    save_npz(Path(args.out), embedding=embeddings)
+    with new_file(args.out) as path:
+        np.savez(path, embedding=embeddings)
     print(f"{args.out}: embedding float32{list(embeddings.shape)}")
-
-
-def save_npz(path: Path, **arrays: "np.ndarray") -> None:
-    """Whole or not at all: written beside `path` and renamed."""
-    import numpy as np
-
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez(unfinished, **arrays)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from virtue_jax.atomic_files import new_file
 from virtue_jax.data.masks import rle_encode
 from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
 from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
@@ -132,13 +133,18 @@ def _write_splits(
     root: Path, splits: Sequence[_Split], draw: Callable[[int], Scene], suffix: str
 ) -> Iterator[tuple[str, int]]:
     """Yields each image's split and number of rows as it is written."""
-    for split in splits:
-        if split.images:
-            with _ParquetRows(root / split.file, split.schema) as table:
-                scenes = (draw(split.first + number) for number in range(split.images))
-                for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
-                    table.add(rows)
-                    yield split.name, len(rows)
+    root.mkdir(parents=True, exist_ok=True)
+    for split in (split for split in splits if split.images):
+        (root / split.file).unlink(missing_ok=True)  # its images are about to be written over
+        scenes = (draw(split.first + number) for number in range(split.images))
+        with new_file(root / split.file) as path, pq.ParquetWriter(path, split.schema, compression="zstd") as table:
+            waiting = []
+            for count, rows in enumerate(_write_images(root, split.name, scenes, suffix, split.row_of), start=1):
+                waiting += rows
+                if waiting and (count % _IMAGES_PER_ROW_GROUP == 0 or count == split.images):
+                    table.write_table(pa.Table.from_pylist(waiting, split.schema))
+                    waiting = []
+                yield split.name, len(rows)
 
 
 def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, row_of: Callable) -> Iterator[list]:
@@ -184,37 +190,3 @@ def _train_row(thing: SceneObject, path: str, index: int, negatives: int) -> dic
         "neg_text": swaps,
         "neg_image_path": [""] * len(swaps),
     } | _object_columns(thing, index)
-
-
-class _ParquetRows:
-    """A parquet file written a row group at a time, under a temporary name until it is whole."""
-
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.path, self.schema, self.rows, self.images = path, schema, [], 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # its images are about to be written over
-        self.partial = path.with_name(path.name + ".partial")
-        self.writer = pq.ParquetWriter(self.partial, schema, compression="zstd")
-
-    def __enter__(self) -> "_ParquetRows":
-        return self
-
-    def add(self, rows: list[dict]) -> None:
-        self.rows += rows
-        self.images += 1
-        if self.images % _IMAGES_PER_ROW_GROUP == 0:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
-            self.rows = []
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self._flush()
-        self.writer.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)

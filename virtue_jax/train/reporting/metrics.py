@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from virtue_jax.atomic_files import replace_text
 from virtue_jax.data.unreadable import read_whole_lines
 from virtue_jax.disk import told_of_the_disk
 from virtue_jax.train.reporting.tensorboard import Board
@@ -105,6 +106,4 @@ class SilentLog:
 def _cut_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [record for record in read_whole_lines(path) if record["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
