@@ -35,11 +35,11 @@ ROOMS = {
     "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
-        LEAVES | GROUND | {"data/encoding", "data/loading"},
+        LEAVES | GROUND | {"data/encoding", "disk", "atomic_files"},
         {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
     ),
     "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
-    "data/scenes": (GROUND | {"atomic_files"}, {"numpy", "PIL", "pyarrow"}),
+    "data/scenes": (GROUND | {"data/formats"}, {"numpy", "PIL", "pyarrow"}),
     "data/row_groups": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
         {"numpy", "PIL"},

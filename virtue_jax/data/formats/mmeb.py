@@ -45,6 +45,7 @@ LIMIT = 100_000  # rows of a subset that VIRTUE's train_mmeb.yaml lets in, the f
 
 _REQUIRED = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 _OPTIONAL = ("neg_text", "neg_image_path")
+SCHEMA = pa.schema([(name, pa.string()) for name in (*_REQUIRED, *_OPTIONAL)])
 
 
 def subset_sources(folder: str, limit: int = LIMIT) -> dict[str, dict]:
@@ -98,6 +99,13 @@ class MmebTraining(TableRows, PairRows):
         """Subset folder, file and row: the files of all subsets have the same names."""
         table, number = self.locate(row)
         return f"{table.path.parent.name}/{table.origin(number)}"
+
+
+def train_row(
+    query: tuple[str, str], positive: tuple[str, str], negative: tuple[str, str] = ("", "")
+) -> dict[str, str]:
+    """A row of `SCHEMA`, for `parquet.write_rows`: (text with its image marker, image path or "") of each side."""
+    return dict(zip(SCHEMA.names, (*query, *positive, *negative), strict=True))
 
 
 def _split_files(where, split: str) -> tuple[list[Path], Path | None]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from virtue_jax.data.example import IMAGE_MARKER, Example, TrainingPair
 from virtue_jax.data.formats.parquet import parquet_files
+from virtue_jax.data.formats.scar_columns import EVAL_REQUIRED, TRAIN_REQUIRED
 from virtue_jax.data.formats.scar_row import (
     candidate_texts,
     object_box,
@@ -26,9 +27,6 @@ from virtue_jax.data.formats.table_rows import TableRows, marked_text
 from virtue_jax.data.pair_source import PairRows
 
 PROMPT_KINDS = ("box", "point", "mask", "none")
-
-_EVAL = ("qry_text", "qry_image_path", "tgt_text", "neg_types", "bbox", "category", "image_id")
-_TRAIN = ("qry", "qry_image_path", "pos_text", "pos_image_path", "bbox")
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class ScarTraining(_ScarRows, PairRows):
         self.seed = seed
         pointing = ["point"] if self.prompts.keys() & {"point"} else []
         segmentation = ["segmentation"] if self.prompts.keys() & {"point", "mask"} else []
-        super().__init__(where, _TRAIN, ["neg_text", "neg_image_path", *pointing, *segmentation], image_root)
+        super().__init__(where, TRAIN_REQUIRED, ["neg_text", "neg_image_path", *pointing, *segmentation], image_root)
 
     def pair(self, row: int) -> TrainingPair:
         table, number = self.locate(row)
@@ -136,7 +134,7 @@ class ScarEvaluation(_ScarRows):
         self.prompt = next(iter(_checked_weights({prompt: 1.0})))
         self.masks = masks
         segmentation = ["segmentation"] if masks or prompt in ("point", "mask") else []
-        super().__init__(where, _EVAL, ["tgt_image_path", "point", *segmentation], image_root)
+        super().__init__(where, EVAL_REQUIRED, ["tgt_image_path", "point", *segmentation], image_root)
 
     def __getitem__(self, row: int) -> ScarQuestion:
         table, number = self.locate(row)

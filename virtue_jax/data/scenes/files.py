@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from virtue_jax.atomic_files import new_file
-from virtue_jax.data.masks import rle_encode
+from virtue_jax.data.formats.parquet import write_rows
+from virtue_jax.data.formats.scar_columns import EVAL_SCHEMA, TRAIN_SCHEMA, PointedObject, eval_row, train_row
 from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
 from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
 from virtue_jax.data.scenes.vocabulary import Vocabulary
@@ -24,39 +23,6 @@ QUERY_TEXT = (
 EVAL_FILE, TRAIN_FILE = "SCaR_eval_scenes.parquet", "SCaR_train_scenes.parquet"
 IMAGE_FOLDER = "images"
 FIRST_EVAL_INDEX = 1 << 40  # train scenes count from 0: the two never meet, however many there are of either
-_IMAGES_PER_ROW_GROUP = 512
-
-_OBJECT_COLUMNS = [
-    ("bbox", pa.list_(pa.int64())),
-    ("segmentation", pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.list_(pa.int32()))])),
-    ("category", pa.string()),
-    ("image_id", pa.int64()),
-    ("point", pa.list_(pa.int64())),
-]
-_STRINGS = pa.list_(pa.string())
-_TEXT = pa.string()
-EVAL_SCHEMA = pa.schema(
-    [
-        ("qry_text", _TEXT),
-        ("qry_image_path", _TEXT),
-        ("tgt_text", _STRINGS),
-        ("tgt_image_path", _STRINGS),
-        ("original_caption", _TEXT),
-        ("neg_types", _STRINGS),
-        *_OBJECT_COLUMNS,
-    ]
-)
-TRAIN_SCHEMA = pa.schema(
-    [
-        ("qry", _TEXT),
-        ("qry_image_path", _TEXT),
-        ("pos_text", _TEXT),
-        ("pos_image_path", _TEXT),
-        ("neg_text", _STRINGS),
-        ("neg_image_path", _STRINGS),
-        *_OBJECT_COLUMNS,
-    ]
-)
 
 
 def write_scenes(
@@ -137,13 +103,9 @@ def _write_splits(
     for split in (split for split in splits if split.images):
         (root / split.file).unlink(missing_ok=True)  # its images are about to be written over
         scenes = (draw(split.first + number) for number in range(split.images))
-        with new_file(root / split.file) as path, pq.ParquetWriter(path, split.schema, compression="zstd") as table:
-            waiting = []
-            for count, rows in enumerate(_write_images(root, split.name, scenes, suffix, split.row_of), start=1):
-                waiting += rows
-                if waiting and (count % _IMAGES_PER_ROW_GROUP == 0 or count == split.images):
-                    table.write_table(pa.Table.from_pylist(waiting, split.schema))
-                    waiting = []
+        with write_rows(root / split.file, split.schema) as write:
+            for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
+                write(rows)
                 yield split.name, len(rows)
 
 
@@ -159,34 +121,14 @@ def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, 
         yield [row_of(thing, relative, scene.index) for thing in scene.objects]
 
 
-def _object_columns(thing: SceneObject, index: int) -> dict:
-    return {
-        "bbox": list(thing.box),
-        "segmentation": rle_encode(thing.mask),
-        "category": thing.description.kind,
-        "image_id": index,
-        "point": list(thing.point),
-    }
+def _pointed(thing: SceneObject, index: int) -> PointedObject:
+    return PointedObject(thing.box, thing.mask, thing.point, thing.description.kind, index)
 
 
 def _eval_row(thing: SceneObject, path: str, index: int) -> dict:
-    return {
-        "qry_text": QUERY_TEXT,
-        "qry_image_path": path,
-        "tgt_text": list(thing.candidates),
-        "tgt_image_path": [""] * len(thing.candidates),
-        "original_caption": thing.caption,
-        "neg_types": list(CANDIDATE_TYPES),
-    } | _object_columns(thing, index)
+    return eval_row(QUERY_TEXT, path, _pointed(thing, index), thing.candidates, CANDIDATE_TYPES)
 
 
 def _train_row(thing: SceneObject, path: str, index: int, negatives: int) -> dict:
     swaps = np.array(thing.candidates[1:], object).reshape(3, 3).T.ravel()[:negatives].tolist()
-    return {
-        "qry": QUERY_TEXT,
-        "qry_image_path": path,
-        "pos_text": thing.caption,
-        "pos_image_path": "",
-        "neg_text": swaps,
-        "neg_image_path": [""] * len(swaps),
-    } | _object_columns(thing, index)
+    return train_row(QUERY_TEXT, path, _pointed(thing, index), thing.caption, swaps)
