@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.formats.mmeb import SUBSETS, MmebTraining, subset_sources
+from virtue_jax.data.formats.mmeb import SCHEMA, SUBSETS, MmebTraining, subset_sources, train_row
+from virtue_jax.data.formats.parquet import write_rows
 
 
 @pytest.fixture
@@ -58,6 +59,16 @@ def test_negatives_come_along(published):
     folder = write(published, row(neg_text=["wrong", ""], neg_image_path=["", "images/WebQA/Train/b.png"]))
     negatives = MmebTraining(folder).pair(0).negatives
     assert [(n.text, len(n.images)) for n in negatives] == [("wrong", 0), ("", 1)]
+
+
+def test_what_is_written_is_read(published):
+    image = "images/WebQA/Train/a.png"
+    with write_rows(published / "WebQA/original-0.parquet", SCHEMA) as write:
+        write([train_row(("<|image_1|>\nWhat? ", image), ("this", "")), train_row(("q", ""), ("", image), ("no", ""))])
+    first, second = (MmebTraining(published / "WebQA").pair(row) for row in (0, 1))
+    assert (first.query.text, first.query.images) == ("<|image_1|>\nWhat? ", (str(published / image),))
+    assert (second.positive.text, second.positive.images) == ("", (str(published / image),))
+    assert [negative.text for negative in second.negatives] == ["no"] and not first.negatives
 
 
 def test_only_the_split_asked_for_is_read(published):
