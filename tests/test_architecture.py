@@ -47,8 +47,8 @@ ROOMS = {
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
-    "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
-    "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
+    "array_store": (set(), {"jax", "numpy", "tensorstore"}),
+    "model_directory": ({"config", "models", "atomic_files", "array_store"}, {"jax", "numpy"}),
     "embedding": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
         {"jax", "numpy"},
@@ -87,7 +87,7 @@ ROOMS = {
     ),
     "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "model_directory", "models", "atomic_files", "lazy_write", "console", "exit_status"},
+        {"config", "model_directory", "models", "atomic_files", "array_store", "console", "exit_status"},
         {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
     ),
 }

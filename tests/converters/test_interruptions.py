@@ -72,7 +72,7 @@ def wait_for_partial(parent: Path, process: subprocess.Popen) -> Path:
     """The unfinished directory, as soon as parameters are being written into it."""
     for _ in range(6000):
         for path in parent.glob(".model.incomplete.*"):
-            if any(path.rglob("ocdbt.process_0")):
+            if any(path.rglob("manifest.ocdbt")):
                 return path
         assert process.poll() is None, "the import ended before it could be killed"
         time.sleep(0.01)
