@@ -29,7 +29,7 @@ ROOMS = {
     "atomic_files": (set(), set()),
     "data": (LEAVES | {"disk"}, {"numpy"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
-    "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
+    "data/packing": (LEAVES | GROUND | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
         LEAVES | GROUND | {"data/encoding", "data/loading"},
