@@ -32,7 +32,7 @@ ROOMS = {
     "console": (set(), {"rich"}),
     "data": (LEAVES | {"disk"}, {"numpy"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
-    "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
+    "data/packing": (LEAVES | GROUND | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
         LEAVES | GROUND | {"data/encoding", "disk", "atomic_files"},

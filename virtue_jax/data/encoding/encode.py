@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from virtue_jax.batch import QUERY, TARGET
 from virtue_jax.config import Compat, VirtueConfig
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.positions import ImageSpan, rotary_positions
@@ -67,6 +69,22 @@ class EncodedImage:
             sam_image(normalise(self.sam) if self.sam_normalised else self.sam, len(out), out)
 
 
+class Label(NamedTuple):
+    """What an example is to the loss: a query with the contents of the targets it matches, or a target with its own."""
+
+    side: int
+    content: int = -1
+    positives: tuple[int, ...] = ()
+
+    @classmethod
+    def query(cls, *positives: int) -> "Label":
+        return cls(QUERY, -1, positives)
+
+    @classmethod
+    def target(cls, content: int) -> "Label":
+        return cls(TARGET, content)
+
+
 @dataclass(frozen=True)
 class EncodedExample:
     """One example, ready to be packed into a row.
@@ -74,7 +92,8 @@ class EncodedExample:
     tokens: int32[n]; 0 where a segmentation or vision token stands. positions: int32[3, n]. vision: int32[n], index
     of the vision token that stands here, counted through `images`, -1 = none. segmentation: int32[n], index
     of the segmentation token that stands here, -1 = none. images: distinct ones, the prompt's image first. prompt: None
-    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors.
+    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors. label: None for a query
+    without positives (embedding only).
     """
 
     tokens: np.ndarray
@@ -84,6 +103,7 @@ class EncodedExample:
     images: tuple[EncodedImage, ...] = ()
     prompt: EncodedPrompt | None = None
     origin: str = "example"
+    label: Label | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
