@@ -129,6 +129,8 @@ class Compat:
     marker_alone: what becomes of a published text's `<|image_1|>` where the side has no image: "drop", or "token" =
         `<|image_pad|>` as a word of its own, embedded by its row of the table.
     evaluation_gap: what stands between the image and a query of SCaR-Eval, and not of SCaR-Train.
+    exif_orientation: "apply" = people's own pictures are turned upright, so that boxes are in the pixels that viewers
+        show (`Example.upright`); "ignore" = every picture is read as stored, as the released code does.
     """
 
     sam_source: str = "raw"
@@ -140,6 +142,7 @@ class Compat:
     box_numbers: str = "integral"
     marker_alone: str = "drop"
     evaluation_gap: str = ""
+    exif_orientation: str = "apply"
 
     def __post_init__(self):
         _one_of("sam_source", self.sam_source, ("raw", "qwen"))
@@ -148,6 +151,7 @@ class Compat:
         _one_of("prompt_kinds", self.prompt_kinds, ("all", "single"))
         _one_of("box_numbers", self.box_numbers, ("integral", "python"))
         _one_of("marker_alone", self.marker_alone, ("drop", "token"))
+        _one_of("exif_orientation", self.exif_orientation, ("apply", "ignore"))
 
     @classmethod
     def paper(cls) -> "Compat":
@@ -166,6 +170,7 @@ class Compat:
             box_numbers="python",
             marker_alone="token",
             evaluation_gap=" ",
+            exif_orientation="ignore",
         )
 
     @classmethod

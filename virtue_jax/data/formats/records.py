@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.proto import tf_example_pb2
 
 from virtue_jax.data.encoding.encode import image_key
-from virtue_jax.data.encoding.images import load_image, load_mask
+from virtue_jax.data.encoding.images import decoded_whole, image_size, load_image, load_mask
 from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair, VisualPrompt
+from virtue_jax.data.pixels import ImagePixels
 
-NAME, VERSION, SPLIT = "virtue_pairs", "1.0.0", "train"
+NAME, VERSION, SPLIT = "virtue_pairs", "1.1.0", "train"
 _QUERY, _POSITIVE, _NEGATIVE = range(3)
 _ROLES = ("query", "positive", "negative")
 _NONE = -1
@@ -43,7 +44,9 @@ def _features() -> tfds.features.FeaturesDict:
     return kinds.FeaturesDict(
         {
             "origin": kinds.Text(),
-            "images": kinds.Sequence({"encoded": kinds.Image(), "height": np.int32, "width": np.int32}),
+            "images": kinds.Sequence(
+                {"encoded": kinds.Image(), "height": np.int32, "width": np.int32, "orientation": np.int32}
+            ),
             "masks": kinds.Sequence(kinds.Image(shape=(None, None, 1), encoding_format="png")),
             "examples": kinds.Sequence(
                 {
@@ -52,6 +55,7 @@ def _features() -> tfds.features.FeaturesDict:
                     "text": kinds.Text(),
                     "prompt": kinds.Text(),
                     "mask": np.int32,
+                    "upright": np.int32,
                 }
             ),
             "uses": kinds.Sequence({"example": np.int32, "image": np.int32}),
@@ -88,16 +92,19 @@ def to_record(origin: str, pairs: Sequence[Sequence[StoredExample]]) -> dict:
         images |= {key: image for key, image in shown if key not in images}
         places = list(images)
         tables["uses"] += [{"example": len(tables["examples"]), "image": places.index(key)} for key, _ in shown]
-        values = {"role": role, "origin": _origin_bytes(example.origin), "text": _text(example)}
+        values = {"role": role, "origin": _origin_bytes(example.origin), "text": example.text.encode()}
+        values["upright"] = int(example.upright)
         number = _NONE if mask is None else len(tables["masks"])
         tables["examples"].append(values | {"prompt": _prompt_json(example.prompt), "mask": number})
         tables["masks"] += [] if mask is None else [io.BytesIO(mask)]
-    stored = [{"encoded": io.BytesIO(x), "height": x.size[0], "width": x.size[1]} for x in images.values()]
+    stored = [
+        {"encoded": io.BytesIO(x), "height": x.size[0], "width": x.size[1], "orientation": x.orientation}
+        for x in images.values()
+    ]
     return {"origin": _origin_bytes(origin), "images": stored} | tables
 
 
 def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> StoredExample:
-    _text(example)
     images = []
     for source in example.images:
         key = image_key(source)
@@ -105,8 +112,11 @@ def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> Store
             shared[key] = _checked_image(source, example.origin)
         images.append((key, shared[key]))
     mask = None if example.prompt is None else example.prompt.mask
-    encoded = None if mask is None else _png(load_mask(mask, images[0][1].size, example.origin))
-    return StoredExample(role, example, tuple(images), encoded)
+    if mask is None:
+        return StoredExample(role, example, tuple(images), None)
+    size = image_size(images[0][1], example.origin, upright=example.upright)
+    inside = load_mask(mask, size, example.origin, upright=example.upright)
+    return StoredExample(role, example, tuple(images), _png(inside))
 
 
 def _png(mask: np.ndarray) -> bytes:
@@ -119,13 +129,6 @@ def _prompt_json(prompt: VisualPrompt | None) -> str:
     return "" if prompt is None else json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
 
 
-def _text(example: Example) -> bytes:
-    try:
-        return example.text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidExample(f"{example.origin}: the text is not Unicode ({error}); correct it") from error
-
-
 def _origin_bytes(origin: str) -> bytes:
     """File names may hold bytes that are no text."""
     return origin.encode(errors="backslashreplace")
@@ -133,14 +136,23 @@ def _origin_bytes(origin: str) -> bytes:
 
 def _checked_image(source, origin: str) -> ImageBytes:
     """The bytes of an image that have been decoded whole."""
+    if isinstance(source, ImagePixels):
+        source = _encoded(source)
     if isinstance(source, bytes):
-        return ImageBytes(source, load_image(source, origin).shape[:2])
+        return decoded_whole(source, origin)
     try:
-        encoded = Path(source).read_bytes()
-        return ImageBytes(encoded, load_image(encoded, origin).shape[:2])
+        return decoded_whole(Path(source).read_bytes(), origin)
     except (InvalidExample, OSError):
         load_image(source, origin)  # the same error, with the file's name in it
         raise
+
+
+def _encoded(image: ImagePixels) -> bytes:
+    """PNG, with the orientation."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = image.orientation
+    Image.fromarray(image.levels).save(file, "PNG", exif=exif)
+    return file.getvalue()
 
 
 def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
@@ -156,20 +168,22 @@ def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
     def numbers(name: str) -> Sequence[int]:
         return columns[name].int64_list.value
 
-    stored = zip(texts("images/encoded"), numbers("images/height"), numbers("images/width"), strict=True)
-    images = [ImageBytes(encoded, (height, width)) for encoded, height, width in stored]
+    headers = (numbers(f"images/{name}") for name in ("height", "width", "orientation"))
+    stored = zip(texts("images/encoded"), *headers, strict=True)
+    images = [ImageBytes(encoded, (height, width), orientation) for encoded, height, width, orientation in stored]
     masks = texts("masks")
     shown: list[list[ImageBytes]] = [[] for _ in numbers("examples/role")]
     for example, image in zip(numbers("uses/example"), numbers("uses/image"), strict=True):
         shown[example].append(images[image])
     columns_of_text = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
-    rows = zip(numbers("examples/role"), *columns_of_text, numbers("examples/mask"), shown, strict=True)
+    flags = (numbers(f"examples/{name}") for name in ("mask", "upright"))
+    rows = zip(numbers("examples/role"), *columns_of_text, *flags, shown, strict=True)
     pairs: list[tuple[list[Example], ...]] = []
-    for role, origin, text, prompt, mask, sources in rows:
+    for role, origin, text, prompt, mask, upright, sources in rows:
         if role == _QUERY:
             pairs.append(tuple([] for _ in _ROLES))
         visual = _visual_prompt(prompt, masks[mask] if mask != _NONE else None)
-        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode()))
+        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode(), bool(upright)))
     (origin,) = texts("origin")
     return origin.decode(), tuple(
         TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs
