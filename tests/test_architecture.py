@@ -16,7 +16,8 @@ TESTED = FILES | {
 LEAVES = {"config", "batch"}
 
 GROUND = {"data"}  # the files of data/ itself: what a person gives, and what the configuration says of data
-_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models", "disk", "atomic_files"}
+_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models"}
+_TRAIN |= {"disk", "atomic_files", "exit_status"}
 
 # Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library. A folder that has
 # drawers is a room of its own: the files that lie in it directly.
@@ -27,6 +28,8 @@ ROOMS = {
     "chips": (set(), set()),
     "disk": (set(), set()),
     "atomic_files": (set(), set()),
+    "exit_status": (set(), set()),
+    "console": (set(), {"rich"}),
     "data": (LEAVES | {"disk"}, {"numpy"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
     "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
@@ -60,7 +63,7 @@ ROOMS = {
     ),
     "train": (
         _TRAIN
-        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops"}
+        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
         | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
         {"jax", "flax", "numpy", "rich", "orbax", "etils"},
     ),
@@ -72,15 +75,19 @@ ROOMS = {
         | {"train/cost"},
         {"jax", "numpy", "rich"},
     ),
-    "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
+    "aot/study": (
+        {"aot", "chips", "config", "atomic_files", "exit_status", "console"},
+        {"numpy", "rich", "matplotlib", "yaml"},
+    ),
     "cli": (
         {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        | {"console", "exit_status"}
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
     "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "model_directory", "models", "atomic_files", "lazy_write"},
+        {"config", "model_directory", "models", "atomic_files", "lazy_write", "console", "exit_status"},
         {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
     ),
 }

@@ -1,21 +1,38 @@
-"""`virtue eval --model DIR --task scar --data DIR [--workdir DIR] [...]`"""
+"""Evaluate a model on SCaR: a table, and `scar.json` and `scar.png` in the work directory."""
 
 import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
+from virtue_jax.cli.parser import positive
 
-from virtue_jax.cli.progress import progress_bar
-from virtue_jax.data.formats.scar import ScarEvaluation
-from virtue_jax.embedding.embedder import Embedder
-from virtue_jax.eval.report import plot_report, print_report
-from virtue_jax.eval.scar import MODES, evaluate_scar
+MODES = ("prompt", "none", "wrong", "crop")  # of virtue_jax/eval/scar.py, which takes seconds to import
 
 
-def run(argv: list[str]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="model directory")
+    add("--task", choices=("scar",), default="scar")
+    add("--data", required=True, metavar="PATH", help="SCaR_eval_*.parquet, or a folder of them")
+    add("--image-root", metavar="DIR", help="what image paths are relative to")
+    add("--workdir", default="runs/eval", metavar="DIR", help="for scar.json and scar.png (runs/eval)")
+    add("--prompt", choices=("box", "point", "mask"), default="box", help="how queries point (box)")
+    add("--modes", nargs="+", choices=MODES, default=MODES, help="ways of asking (all)")
+    add("--limit", type=positive, metavar="N", help="only the first so many questions")
+    add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
+    add("--image-rows", type=positive, default=4, metavar="N", help="queries per call of the model (4)")
+
+
+def run(args: argparse.Namespace) -> None:
     """Prints the table; writes `scar.json` and `scar.png` into the work directory."""
-    args = _parser().parse_args(argv)
+    from virtue_jax.cli.progress import progress_bar
+    from virtue_jax.console import console
+    from virtue_jax.data.formats.scar import ScarEvaluation
+    from virtue_jax.embedding.embedder import Embedder
+    from virtue_jax.eval.report import plot_report, print_report
+    from virtue_jax.eval.scar import evaluate_scar
+
     workdir = Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     questions = ScarEvaluation(args.data, image_root=args.image_root, prompt=args.prompt)
@@ -23,24 +40,8 @@ def run(argv: list[str]) -> None:
     count = len(questions) if args.limit is None else min(args.limit, len(questions))
     with progress_bar("queries", count * len(args.modes)) as done:
         report = evaluate_scar(embedder, questions, modes=args.modes, limit=args.limit, progress=done)
-    print_report(report, Console())
+    print_report(report, console())
     settings = {"model": args.model, "data": args.data, "prompt": args.prompt, "dtype": args.dtype}
     (workdir / "scar.json").write_text(json.dumps({"settings": settings, "results": report}, indent=2) + "\n")
     plot_report(report, workdir / "scar.png")
     print(f"results: {workdir / 'scar.json'}\nplot: {workdir / 'scar.png'}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="virtue eval", description="Evaluate a model on SCaR.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
-    parser.add_argument("--task", choices=("scar",), default="scar")
-    parser.add_argument("--data", required=True, metavar="PATH", help="SCaR_eval_*.parquet, or a folder of them")
-    parser.add_argument("--image-root", metavar="DIR", help="what image paths are relative to")
-    parser.add_argument("--workdir", default="runs/eval", metavar="DIR", help="for scar.json and scar.png")
-    parser.add_argument("--prompt", choices=("box", "point", "mask"), default="box", help="how queries point")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="ways of asking (default: all)")
-    parser.add_argument("--limit", type=int, help="only the first so many questions")
-    parser.add_argument("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--image-rows", type=int, default=4, help="queries per call of the model")
-    return parser

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from rich.console import Console
 from rich.table import Table
 
 from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig, from_dict
+from virtue_jax.console import console
+from virtue_jax.exit_status import DONE, NOT_FINITE
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
 from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.step.setup import setup
@@ -80,17 +81,17 @@ def _mesh(groups: tuple[Batch, ...], micro_batches: list[int]):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit status 1: it is not finite here either."""
+    """Prints what is not finite; ends with `NOT_FINITE` where anything is."""
     parser = argparse.ArgumentParser(prog="python -m virtue_jax.train.reproduce", description=__doc__)
     parser.add_argument("folder", type=Path, help="workdir/nonfinite_step_K")
     metrics, counts = reproduce(parser.parse_args(argv).folder)
-    console = Console()
-    console.print("  ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items())))
+    screen = console()
+    screen.print("  ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items())))
     table = Table("array", "values that are not finite")
     for name, count in counts.items():
         table.add_row(name, str(count))
-    console.print(table if counts else "everything is finite here: it depended on the mesh or the machine")
-    sys.exit(1 if counts or not math.isfinite(metrics["loss"]) else 0)
+    screen.print(table if counts else "everything is finite here: it depended on the mesh or the machine")
+    sys.exit(NOT_FINITE if counts or not math.isfinite(metrics["loss"]) else DONE)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 from virtue_jax.aot.study.content_key import ROOT
 from virtue_jax.aot.study.entry import Entry, misreport
 from virtue_jax.aot.study.point import Point
+from virtue_jax.exit_status import DOES_NOT_FIT, DONE
 
-FITS, DOES_NOT_FIT = 0, 1
 TOLD = 6  # last lines of a failed command that are kept
 _INSTALLED = re.compile(r"/[^\s\"']*/site-packages/")
 _PATIENCE = 5.0  # seconds between asking a process to end and ending it
@@ -121,7 +121,7 @@ class CompileJob:
         """(report, why there is none)."""
         if code < 0:
             return None, f"killed by signal {-code} ({signal.Signals(-code).name}){self._said()}"
-        if code not in (FITS, DOES_NOT_FIT):
+        if code not in (DONE, DOES_NOT_FIT):
             return None, f"exit status {code}{self._said()}"
         try:
             report = json.loads(_portable(self._report.read_text()))
@@ -143,7 +143,7 @@ def _portable(text: str) -> str:
 
 
 def _contradiction(code: int, report: dict) -> str:
-    if report["fits"] != (code == FITS):
+    if report["fits"] != (code == DONE):
         return f"it says fits = {report['fits']}"
     return ""
 
