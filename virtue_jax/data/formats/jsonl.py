@@ -17,6 +17,7 @@ import numpy as np
 
 from virtue_jax.data.example import POSITIVE, Example, InvalidExample, TrainingPair, VisualPrompt
 from virtue_jax.data.pair_source import PairRows
+from virtue_jax.data.unreadable import Unreadable, readable
 
 _EXAMPLE_KEYS = ("image", "text", "box", "points", "mask", "sam_box", "sam_point")
 _PAIR_KEYS = ("query", "positive", "negatives")
@@ -28,10 +29,26 @@ def read_examples(path: str | os.PathLike) -> Iterator[Example]:
     Raises:
         InvalidExample: names file, line, what was found, what was expected.
     """
+    for example in readable_examples(path):
+        if isinstance(example, Unreadable):
+            raise InvalidExample(example.error)
+        yield example
+
+
+def readable_examples(path: str | os.PathLike) -> Iterator[Example | Unreadable]:
+    """As `read_examples`, a line that cannot be read in its place among the others.
+
+    Raises:
+        InvalidExample: no such file, or nothing in it.
+    """
     path = Path(path)
     for number, line in enumerate(_lines(path), start=1):
         origin = f"{path}:{number}"
-        yield parse_example(_parse(line, origin), path.parent, origin)
+        yield readable(origin, _example, line, path.parent, origin)
+
+
+def _example(line: bytes, folder: Path, origin: str) -> Example:
+    return parse_example(_parse(line, origin), folder, origin)
 
 
 class JsonlTraining(PairRows):
