@@ -53,7 +53,10 @@ ROOMS = {
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
         {"jax", "numpy"},
     ),
-    "eval": (LEAVES | GROUND | {"data/encoding", "data/formats", "embedding"}, {"numpy", "rich", "matplotlib"}),
+    "eval": (
+        LEAVES | GROUND | {"data/encoding", "data/formats", "parallel", "embedding"},
+        {"numpy", "rich", "matplotlib"},
+    ),
     "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),

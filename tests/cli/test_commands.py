@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from virtue_jax.cli import eval as eval_command
 from virtue_jax.cli import rows as rows_command
 from virtue_jax.cli.main import COMMANDS, main
 from virtue_jax.cli.parser import Parser, UsageError, add_run_file, parse
@@ -164,7 +163,5 @@ def test_a_table_in_a_file_has_its_lines_whole():
 
 def test_choices_that_are_written_down_twice_are_equal():
     from virtue_jax.data.row_groups.published import PUBLISHED
-    from virtue_jax.eval.scar import MODES
 
-    assert eval_command.MODES == MODES
     assert tuple(PUBLISHED) == rows_command.LENGTHS
