@@ -13,6 +13,7 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "tensorstore",
         "transformers>=4.57",
         "tensorflow-datasets>=4.9.9",
         "grain>=0.2.15",
