@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from full_size.shapes import config_of
+from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
 from virtue_jax.batch import Batch, RowShape
@@ -166,7 +167,7 @@ def products_in(jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             total += turns * products_in(inner) * (share_taken(inner) if equation.primitive.name == "cond" else 1)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]

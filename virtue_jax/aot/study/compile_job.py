@@ -64,6 +64,7 @@ class CompileJob:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # its output, and then its error: the last lines are kept
                 start_new_session=True,  # Ctrl-C reaches the study alone, which then ends its processes
                 preexec_fn=_die_with_parent,
             )
