@@ -19,6 +19,7 @@ setup(
         "ml-collections>=1.1",
         "absl-py",
         "numpy",
+        "scipy",
         "pillow",
         "pyarrow",
         "safetensors",
