@@ -20,6 +20,7 @@ setup(
         "ml-collections>=1.1",
         "absl-py",
         "numpy",
+        "scipy",
         "pillow",
         "pyarrow",
         "safetensors",

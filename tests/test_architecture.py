@@ -68,7 +68,7 @@ ROOMS = {
         _TRAIN
         | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
         | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
-        {"jax", "flax", "numpy", "rich", "orbax", "etils"},
+        {"jax", "flax", "numpy", "scipy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
     "aot": (
