@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import numpy as np
 from PIL import Image
 
-from virtue_jax.data.pixels import ImagePixels, image_pixels, mask_inside, orientation_of, turned
+from virtue_jax.data.pixels import ImagePixels, image_pixels, mask_inside, orientation_of, refuse_format, turned
 
 POSITIVE, NEGATIVE = 1, 0
 IMAGE_MARKER = "<|image_1|>"  # where the image belongs in a text, whatever markup a behaviour has for it
@@ -100,6 +100,7 @@ def _mask_source(mask: object) -> MaskSource | None:
         return bytes(mask)
     try:
         if isinstance(mask, Image.Image):
+            refuse_format(mask)
             return turned(mask_inside(mask), orientation_of(mask))
         if hasattr(mask, "__array__"):
             return np.asarray(mask)

@@ -51,8 +51,15 @@ class Tokenizer:
         self.tokenizer.save_pretrained(os.fspath(folder))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens in it recognised, none added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of a text, special tokens in it recognised, none added.
+
+        Raises:
+            ValueError: a text that the tokenizer does not take.
+        """
+        try:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # what the Rust tokenizer does not take it refuses by type
+            raise ValueError(f"the tokenizer does not take the text {text[:80]!a} ({error}); correct it") from error
 
     def encode(self, text: str, vision_tokens: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the i-th `<|image_pad|>` repeated `vision_tokens[i]` times: (int32[n], first slot of each image).

@@ -55,7 +55,7 @@ class TableRows:
         """(file, query's image path) -> the rows that ask about this image; a row without one stands alone."""
         rows: dict[tuple[str, str], list[int]] = {}
         for table, start in zip(self.tables, self._starts.tolist(), strict=False):
-            for number, path in enumerate(table.column("qry_image_path").to_pylist()):
+            for number, path in enumerate(table.texts("qry_image_path")):
                 rows.setdefault((table.path.name, path or f"row {number}"), []).append(start + number)
         return rows
 
