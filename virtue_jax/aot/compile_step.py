@@ -54,7 +54,7 @@ def compile_step(run: TrainSetup, flags: Sequence[Flag] = (), *, low_effort: boo
     options = {flag.name: flag.value for flag in flags} | (LOW_EFFORT if low_effort else {})
     traced = trace_stages(run)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        compiled = pool.map(lambda one: _compile(one, options), traced.values())
+        compiled = pool.map(lambda stage: _compile(stage, options), traced.values())
         stages = dict(zip(traced, compiled, strict=True))
     return CompiledStep(stages, _resident(run), traced)
 

@@ -58,7 +58,9 @@ class WindowAttention(nnx.Module):
     def __call__(self, x_BHWC, window: int):
         dtype, backend = jnp.dtype(self.numerics.compute), self.numerics.attention
         x = x_BHWC.astype(dtype)
-        qkv, proj = ((one.kernel[...].astype(dtype), one.bias[...].astype(dtype)) for one in (self.qkv, self.proj))
+        qkv, proj = (
+            (linear.kernel[...].astype(dtype), linear.bias[...].astype(dtype)) for linear in (self.qkv, self.proj)
+        )
         if window != GLOBAL:
             return window_attention(x, qkv, proj, heads=self.heads, window=window, pooled=self.pool, backend=backend)
         B, H, W, C = x.shape

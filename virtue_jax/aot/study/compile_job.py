@@ -52,7 +52,7 @@ class CompileJob:
         self._seen = 0.0
 
     def start(self) -> None:
-        """Raises OSError: the program cannot be run."""
+        """Starts the command in a session of its own. Raises OSError: the program cannot be run."""
         shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
         self._folder.mkdir()
         line = [*self._command, *self.point.arguments(), "--json", str(self._report)]
