@@ -81,7 +81,7 @@ ROOMS = {
     "__init__": ({"embedding"}, set()),
     "converters": (
         {"config", "model_directory", "models", "atomic_files", "lazy_write"},
-        {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
+        {"jax", "flax", "numpy", "ml_dtypes", "rich", "safetensors", "torch", "yaml"},
     ),
 }
 WITHOUT_FILES = ("config", "batch", "ops", "parallel", "models")
