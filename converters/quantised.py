@@ -13,6 +13,7 @@ _OWN_FILES = {
     "quant_config.json": "AWQ",
     "hf_quant_config.json": "ModelOpt",
 }
+_KEYS = ("quantization_config", "compression_config", "quantization")  # the last is MLX's
 # Last parts of tensor names that stand for a weight's codes, scales or zero points; no float checkpoint has them.
 _NAMES = (
     ("GPTQ or AWQ", r".+\.(qweight|qzeros|g_idx|scales)"),
@@ -24,7 +25,7 @@ _NAMES = (
     ("torchao", r".+\.(_?weight[.:_]_?(qdata|tensor_impl.*|int_data|scale|zero_point))"),
     ("EETQ", r".+\.weight_scales"),
 )
-_PACKED = ("int8", "uint8", "int4", "uint4")
+_PACKED = ("int8", "uint8", "int4", "uint4", "uint32")
 
 PICKLED = ("torchao", "bitsandbytes", "quanto", "hqq")  # packages whose tensor classes lie in PyTorch files
 
@@ -40,10 +41,12 @@ def by_config(folder: Path) -> str | None:
     for name, method in _OWN_FILES.items():
         if (folder / name).is_file():
             return refusal(folder, f"{method}, by {name}")
+    if list(folder.glob("*.gguf")) and not list(folder.glob("*.safetensors")) + list(folder.glob("*.bin")):
+        return refusal(folder, "GGUF")
     try:
         config = json.loads((folder / "config.json").read_text())
         places = [config, config.get("text_config") or {}, config.get("vision_config") or {}]
-        settings = [p.get(key) for p in places for key in ("quantization_config", "compression_config")]
+        settings = [p.get(key) for p in places for key in _KEYS]
     except (OSError, ValueError, AttributeError):
         return None  # whoever reads the config for its geometry says what is wrong with it
     for values in filter(None, settings):

@@ -83,12 +83,14 @@ def open_sam2(path: Path) -> tuple[Source, Path | None]:
         CheckpointError: no such file or folder, damaged files, or a folder of something else.
     """
     path = Path(path)
-    source = open_folder(path, meta_name) if path.is_dir() else open_source(path)
-    if not path.is_dir() and any(name.startswith("vision_encoder.backbone.") for name in source.infos):
-        source = open_source(path, meta_name)
-    elif not path.is_dir():
+    if path.is_dir():
+        metas = [] if (path / "config.json").is_file() else sorted(path.glob("sam2*.pt"))
+        refuse(f"{path}: not a Sam2Model (no config.json); give one of Meta's files itself: {file}" for file in metas)
+        return open_folder(path, meta_name), path / "config.json"
+    source = open_source(path)
+    if not any(name.startswith("vision_encoder.backbone.") for name in source.infos):
         return source, None
-    return source, source.where.parent / "config.json" if source.where.is_file() else source.where / "config.json"
+    return open_source(path, meta_name), path.parent / "config.json"
 
 
 def is_sam2(folder: Path) -> bool:

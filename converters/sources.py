@@ -39,8 +39,9 @@ class Source:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, files: Sequence[MappedFile], rename: Callable[[str], str] = str, unused: Sequence[Path] = ()):
-        self.files, self.unused = list(files), tuple(unused)
+    def __init__(self, files: Sequence[MappedFile], rename: Callable[[str], str] = str):
+        self.files = list(files)
+        self.unused: tuple[Path, ...] = ()
         self._home: dict[str, tuple[MappedFile, str]] = {}
         self.infos: dict[str, TensorInfo] = {}
         problems = []

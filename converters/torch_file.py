@@ -1,8 +1,9 @@
 """PyTorch's `.pt`, `.pth` and `.bin` files. torch is imported only here, and only when such a file is opened.
 
-Files are read with `weights_only=True`: tensors and plain containers, nothing in them is executed.
+Files are read with `weights_only=True`: tensors, numbers and plain containers, nothing in them is executed.
 """
 
+import _codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,19 @@ class TorchFile(MappedFile):
         with open(self.path, "rb") as file:
             self.mapped = file.read(4) == b"PK\x03\x04"  # torch before 1.6 wrote files that cannot be mapped
         try:
-            loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mapped)
+            with torch.serialization.safe_globals(_numbers()):
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self.mapped)
         except Exception as error:  # torch raises a dozen types for damaged files
             raise CheckpointError([_unreadable(self.path, error)]) from error
         return _flatten(self.path, loaded)
+
+
+def _numbers() -> list:
+    """What numpy's numbers and arrays are pickled with, which run nothing: training code keeps losses and steps so."""
+    dtypes = {type(np.dtype(kind)) for kind in "?bhilqBHILQefd"}
+    functions = [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+    named = [(f, f"numpy.{core}.multiarray.{f.__name__}") for core in ("core", "_core") for f in functions]
+    return [np.dtype, np.ndarray, *dtypes, *named, _codecs.encode]
 
 
 def _unreadable(path: Path, error: Exception) -> str:

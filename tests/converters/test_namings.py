@@ -96,6 +96,7 @@ def training_checkpoint(state: dict) -> dict:
         "steps": {"train": 1234},
         "time_elapsed": 321.5,
         "ema": {"no_mem_embed": torch.zeros(3)},
+        "best_meter_values": {"J&F": np.float64(0.75), "steps": np.int64(3), "history": np.arange(4.0)},
     }
 
 

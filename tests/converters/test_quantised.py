@@ -23,6 +23,7 @@ SETTINGS = {
     "compressed-tensors": {"quant_method": "compressed-tensors"},
     "torchao": {"quant_method": "torchao", "quant_type": {}},
     "method not named": {"bits": 4},
+    "mxfp4": {"quant_method": "mxfp4"},
 }
 TENSORS = {
     "GPTQ or AWQ": {"qweight": torch.zeros(4, 4, dtype=torch.int32), "scales": torch.zeros(4)},
@@ -79,6 +80,16 @@ def test_tensors_of_a_quantised_model_are_known_without_a_config(capfd, copy, ti
         torch.save(load_file(vlm / "model.safetensors"), vlm / "pytorch_model.bin")
         (vlm / "model.safetensors").unlink()
     assert method in refused(capfd, vlm, tiny, tmp_path / "out")
+
+
+def test_mlxs_and_llamacpps_models_are_refused(capfd, copy, tiny, tmp_path):
+    vlm = copy("vlm")
+    config = json.loads((vlm / "config.json").read_text())
+    (vlm / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
+    refused(capfd, vlm, tiny, tmp_path / "out")
+    (vlm / "config.json").write_text(json.dumps(config))
+    (vlm / "model.safetensors").rename(vlm / "model-q4_0.gguf")
+    assert "GGUF" in refused(capfd, vlm, tiny, tmp_path / "out")
 
 
 def test_pytorchs_own_quantised_tensors_are_refused(capfd, copy, tiny, tmp_path):

@@ -177,6 +177,12 @@ def test_a_config_that_disagrees_with_the_weights_is_refused(tiny, tiny_config, 
     assert message in str(caught.value)
 
 
+def test_a_folder_of_metas_files_is_refused_with_the_file_to_give(tiny, tmp_path):
+    (tmp_path / "sam2.1_hiera_large.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"give one of Meta's files itself: .*/sam2\.1_hiera_large\.pt"):
+        open_request(request(tiny, tmp_path))
+
+
 def test_a_yaml_beside_a_folder_of_transformers_is_refused_and_inspect_names_the_folder(tiny, tiny_config, tmp_path):
     random_model(tiny_config.sam2).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="leave it out"):
