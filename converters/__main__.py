@@ -83,7 +83,7 @@ def _add_import(commands) -> None:
     base = parser.add_mutually_exclusive_group(required=True)
     base.add_argument("--vlm", type=Path, help="Hugging Face folder of Qwen2-VL")
     base.add_argument("--virtue", type=Path, help="Hugging Face folder of a merged VIRTUE")
-    parser.add_argument("--sam2", type=Path, required=True, help="Meta's SAM-2.1 checkpoint (.pt)")
+    parser.add_argument("--sam2", type=Path, required=True, help="Meta's SAM-2.1 file (.pt), or a Sam2Model folder")
     parser.add_argument("--sam2-config", type=Path, help="its yaml, for sizes other than the published t, s, b+, l")
     parser.add_argument("--connector", type=Path, help="sam2_reducer_and_vlm_layer.pth; without it: a fresh connector")
     parser.add_argument("--adapter", type=Path, help="PEFT adapter folder (adapter_model.safetensors or .bin)")

@@ -91,7 +91,7 @@ ROOMS = {
     "__init__": ({"embedding"}, set()),
     "converters": (
         {"config", "model_directory", "models", "atomic_files", "array_store", "console", "exit_status"},
-        {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
+        {"jax", "flax", "numpy", "ml_dtypes", "rich", "safetensors", "torch", "yaml"},
     ),
 }
 WITHOUT_FILES = ("config", "batch", "ops", "parallel", "models")

@@ -193,7 +193,9 @@ FLOATS = ("float32", "bfloat16", "float16")
 class VirtueConfig:
     """A whole VIRTUE: the two image towers, the language model, the adapter, and how inputs are prepared for them.
 
-    `min_pixels`/`max_pixels` bound Qwen's resized image (the reference trains with 4 to 1,280 vision tokens);
+    `min_pixels`/`max_pixels` bound Qwen's resized image: 4 to 1,280 vision tokens, with which the reference trains and
+    evaluates. An import keeps the limits of the folder's processor instead, but for the 16,384 tokens of Qwen's
+    published models, which nobody chose for this one (`converters/pixel_limits.py`);
     `points_per_side` is the grid given as one prompt where an image comes without one.
     """
 
