@@ -16,7 +16,7 @@ from PIL import Image
 from virtue_jax.data.encoding.images import crop, image_size, load_image, load_mask
 from virtue_jax.data.example import Example, InvalidExample, VisualPrompt
 
-SECONDS = 10  # for one picture of a few kilobytes, on a slow machine
+SECONDS = 20  # of CPU, for one picture of a few kilobytes whose header may speak of a hundred megapixels
 
 
 Image.init()
@@ -149,11 +149,11 @@ def test_damaged_pictures_are_invalid_examples(kind):
 def test_pictures_damaged_in_many_ways_are_invalid_examples(kind):
     random = np.random.default_rng(1)
     read = 0
-    for _ in range(50):
+    for _ in range(20):
         for name, data in pictures(kind).items():
-            start = time.monotonic()
+            start = time.process_time()
             read += check_readings(damaged(data, random))
-            assert time.monotonic() - start < SECONDS, name
+            assert time.process_time() - start < SECONDS, name
     assert read or kind in ("EPS", "ICNS")  # damage that no reading minds is part of it
 
 

@@ -79,11 +79,23 @@ def test_what_is_made_is_written_where_it_is_wanted():
     assert not wanted[0].any()
 
 
-def test_grey_levels_are_the_resize_rounded():
-    pixels = np.random.default_rng(5).integers(0, 256, (50, 70, 3), np.uint8)
-    made, levels = sam_levels(pixels, 64), resize(pixels.astype(np.float32), 64, 64)
-    assert made.dtype == np.uint8 and np.abs(made - levels).max() <= 0.5
-    np.testing.assert_array_equal(sam_levels(np.full((9, 9, 3), 255, np.uint8), 64), 255)
+SIZES = [(1, 1), (1, 300), (2, 3), (9, 9), (50, 70), (63, 65), (64, 64), (64, 200), (480, 640), (999, 37)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("size", [64, 96])
+def test_grey_levels_are_within_one_of_the_exact_resize_rounded(height, width, size):
+    random = np.random.default_rng(5)
+    noise = random.integers(0, 256, (height, width, 3), np.uint8)
+    for pixels in (noise, (noise > 127).astype(np.uint8) * 255):  # extremes side by side leave most to round
+        levels, exact = sam_levels(pixels, size), np.rint(resize(pixels.astype(np.float32), size, size))
+        assert levels.dtype == np.uint8 and levels.shape == (size, size, 3)
+        assert np.abs(levels - exact).max() <= 1
+        assert (levels == exact).mean() > 0.7
+    np.testing.assert_array_equal(sam_levels(np.full((height, width, 3), 255, np.uint8), size), 255)
+    out = np.empty((size, size, 3), np.uint8)
+    assert sam_levels(noise, size, out) is out
+    np.testing.assert_array_equal(out, sam_levels(noise, size))
 
 
 @pytest.mark.slow

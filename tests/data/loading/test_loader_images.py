@@ -186,11 +186,11 @@ def test_grey_levels_travel_where_asked_for(encoder, scenes):
     for name, array in exact.groups[0]._asdict().items():
         if name not in ("patches", "sam_images"):
             np.testing.assert_array_equal(array, getattr(grey.groups[0], name))
-    # What the model makes of grey levels is within a rounding of the exact input.
+    # What the model makes of grey levels is within two roundings of the exact input.
     given = (exact.groups[0].prompt_labels != NO_TOKEN).any((1, 2))
     levels = grey.groups[0].sam_images[given, 0] / np.float32(255)
     normalised = (levels - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    assert given.any() and np.abs(normalised - exact.groups[0].sam_images[given, 0]).max() < 0.51 / 255 / 0.22
+    assert given.any() and np.abs(normalised - exact.groups[0].sam_images[given, 0]).max() < 1.01 / 255 / 0.22
 
 
 def test_elements_read_for_grey_levels_hold_sams_input_and_not_the_picture(encoder, scenes):

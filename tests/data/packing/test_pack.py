@@ -153,7 +153,7 @@ def test_grey_levels_are_those_that_the_normalised_pixels_come_from(rows, packed
     np.testing.assert_allclose(patches.reshape(2, -1, 588)[real], batch.patches.reshape(2, -1, 588)[real], atol=1e-6)
     levels = (batch.sam_images * np.float32(IMAGENET_STD) + np.float32(IMAGENET_MEAN)) * 255
     used = np.array([[True, True], [True, False]])
-    assert np.abs(levels[used] - grey.sam_images[used]).max() <= 0.5 + 1e-3
+    assert np.abs(levels[used] - grey.sam_images[used]).max() <= 1 + 1e-2  # Pillow rounds after each axis
     with pytest.raises(ValueError, match="pixels 'int8': expected one of float32, uint8"):
         pack(rows, shape, pixels="int8")
 

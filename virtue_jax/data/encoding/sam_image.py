@@ -1,8 +1,12 @@
-"""Image -> SAM-2's square input: PyTorch's antialiased bilinear resize, ImageNet mean and standard deviation."""
+"""Image -> SAM-2's square input: PyTorch's antialiased bilinear resize, ImageNet mean and standard deviation.
+
+In float32 by own code, to PyTorch's last digits; in grey levels by Pillow.
+"""
 
 import functools
 
 import numpy as np
+from PIL import Image
 
 from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -25,11 +29,15 @@ def sam_image(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> n
 
 
 def sam_levels(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8[H, W, 3] -> uint8[size, size, 3]: the resize of `sam_image` rounded to grey levels, not normalised."""
-    levels = np.rint(resize(pixels.astype(np.float32), size, size))
+    """uint8[H, W, 3] -> uint8[size, size, 3]: the resize of `sam_image` in grey levels, not normalised.
+
+    Pillow's filter is the same triangle, some six times as fast; it rounds after each axis, and is at most one level
+    from the exact resize rounded. out: array to write into and return.
+    """
+    levels = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
     if out is None:
-        out = np.empty((size, size, 3), np.uint8)
-    out[...] = np.clip(levels, 0, 255, out=levels)
+        return np.array(levels)
+    out[...] = levels
     return out
 
 

@@ -74,7 +74,7 @@ class ParquetRows:
             wrong = f"is not UTF-8 ({error.reason} at byte {error.start}); write the column as UTF-8"
         except Exception as error:  # of dates and the like that Python has no value for
             wrong = f"cannot be read as {column.type} ({error}); write it as the type that this column should have"
-        raise InvalidExample(f"{self.origin(row)}: {name} {wrong}")
+        raise InvalidExample(f"{self.path}:row {row}: {name} {wrong}")
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self._open().column(name)

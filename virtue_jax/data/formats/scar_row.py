@@ -16,7 +16,11 @@ CANDIDATE_TYPES = ("gt", "global_context", "background_relation", "object_swap")
 
 def candidate_texts(values: dict, origin: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The ten candidate texts and what sort each is; the first is the true one."""
-    texts, types, images = as_list(values["tgt_text"]), as_list(values["neg_types"]), values.get("tgt_image_path")
+    texts, types, images = (
+        as_list(values["tgt_text"]),
+        as_list(values["neg_types"]),
+        as_list(values.get("tgt_image_path")),
+    )
     for column, entries in (("tgt_text", texts), ("neg_types", types)):
         if len(entries) != CANDIDATES or not all(isinstance(entry, str) and entry for entry in entries):
             raise InvalidExample(
@@ -26,7 +30,7 @@ def candidate_texts(values: dict, origin: str) -> tuple[tuple[str, ...], tuple[s
         raise InvalidExample(
             f"{origin}: neg_types {types}; expected 'gt' first, then sorts out of {CANDIDATE_TYPES[1:]}"
         )
-    if images and any(images):
+    if any(images):
         raise InvalidExample(f"{origin}: tgt_image_path {images}; SCaR's candidates are texts, expected empty paths")
     return tuple(texts), tuple(types)
 
