@@ -2,11 +2,13 @@
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
 
 POSITIVE, NEGATIVE = 1, 0
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class InvalidExample(ValueError):
@@ -77,8 +79,16 @@ class Example:
     origin: str = field(default="example", compare=False)
 
     def __post_init__(self):
+        if not isinstance(self.text, str):
+            raise InvalidExample(f"{self.origin}: text is {self.text!r}; expected a string, empty for none")
         if not self.text and not self.images:
             raise InvalidExample(f"{self.origin}: neither text nor image; give at least one of them")
+        half = _HALF_CHARACTER.search(self.text)
+        if half is not None:
+            raise InvalidExample(
+                f"{self.origin}: character {half.start()} of the text is {half[0]!r}, half of a surrogate pair and "
+                "not Unicode; write the whole character, or leave it out"
+            )
         if self.prompt is not None and not self.images:
             raise InvalidExample(f"{self.origin}: a visual prompt without an image; give the image it points into")
 

@@ -88,7 +88,7 @@ def test_simulated_steps_are_the_loaders(measure, small_sam_encoder, pictures):
     loader = training_loader([rows], small_sam_encoder, groups=groups, seed=0, interleave=1, **options)
     reports = [next(loader).report for _ in range(steps)]
     loader.close()
-    figures = simulate([source], groups, order=SampleOrder([source], 1), steps=steps, **options)
+    figures = simulate(SampleOrder([source], 1), groups, steps=steps, **options)
     assert figures.pairs == np.mean([report.pairs for report in reports])
     assert [group.tokens for group in figures.groups] == np.sum([report.tokens for report in reports], 0).tolist()
     assert [group.patches for group in figures.groups] == np.sum([report.patches for report in reports], 0).tolist()

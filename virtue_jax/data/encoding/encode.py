@@ -23,7 +23,7 @@ from virtue_jax.data.example import Example, InvalidExample
 class EncodedImage:
     """One image for both towers.
 
-    key: the same for the same file or the same bytes; images of one key are stored once in a row.
+    key: the same for the same file or the same bytes and size; images of one key are stored once in a row.
     size: (H, W) of the image as stored. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
     columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
     this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen"). sam_resized: sam is
@@ -202,7 +202,10 @@ class ExampleEncoder:
         resized = with_sam and pixels == "uint8"
         if resized:
             sam = sam_levels(sam, self.config.sam2.image_size)
-        return EncodedImage(key, picture.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
+        size = picture.shape[:2]
+        return EncodedImage(
+            sized_key(key, size), size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized
+        )
 
 
 def image_key(source: str | os.PathLike | bytes) -> str:
@@ -210,6 +213,11 @@ def image_key(source: str | os.PathLike | bytes) -> str:
     if isinstance(source, bytes):
         return f"sha256:{hashlib.sha256(source).hexdigest()}"
     return f"file:{os.path.abspath(source)}"
+
+
+def sized_key(key: str, size: tuple[int, int]) -> str:
+    """Identity of an image of `image_key` key as read: a file that changes its size during a run is another image."""
+    return f"{key} {size[1]}x{size[0]}"
 
 
 def _vision_places(length: int, spans: list[ImageSpan], images, order: list[int]) -> np.ndarray:

@@ -78,10 +78,12 @@ class RecordTables:
         sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
         shown = [(role, example, self._shown(example)) for role, examples in sides for example in examples]
         masks = [self._mask(example, places) for _, example, places in shown]
-        for (role, example, places), mask in zip(shown, masks, strict=True):
+        prompts = [_prompt(example.prompt) for _, example, _ in shown]  # the last that may fail
+        for (role, example, places), mask, prompt in zip(shown, masks, prompts, strict=True):
             self._uses += [{"example": len(self._examples), "image": place} for place in places]
-            row = {"role": role, "origin": _told(example.origin), "text": _text(example)}
-            self._examples.append(row | self._prompt(example.prompt, mask))
+            row = {"role": role, "origin": _told(example.origin), "text": example.text.encode(), "prompt": prompt}
+            self._examples.append(row | {"mask": _NONE if mask is None else len(self._masks)})
+            self._masks += [] if mask is None else [mask]
 
     def record(self, origin: str) -> dict:
         images = [{"encoded": io.BytesIO(one), "height": one.size[0], "width": one.size[1]} for one in self._images]
@@ -91,7 +93,6 @@ class RecordTables:
 
     def _shown(self, example: Example) -> list[int]:
         """Places of the example's images."""
-        _text(example)
         places = []
         for source in example.images:
             key = image_key(source)
@@ -110,20 +111,9 @@ class RecordTables:
         Image.fromarray(inside).save(encoded, "PNG")
         return encoded.getvalue()
 
-    def _prompt(self, prompt: VisualPrompt | None, mask: bytes | None) -> dict:
-        if prompt is None:
-            return {"prompt": "", "mask": _NONE}
-        if mask is not None:
-            self._masks.append(mask)
-        told = json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
-        return {"prompt": told, "mask": _NONE if mask is None else len(self._masks) - 1}
 
-
-def _text(example: Example) -> bytes:
-    try:
-        return example.text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidExample(f"{example.origin}: the text is not Unicode ({error}); correct it") from error
+def _prompt(prompt: VisualPrompt | None) -> str:
+    return "" if prompt is None else json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
 
 
 def _told(origin: str) -> bytes:

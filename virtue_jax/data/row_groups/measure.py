@@ -8,15 +8,15 @@ import numpy as np
 from PIL import Image
 
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.encoding.encode import image_key
+from virtue_jax.data.encoding.encode import image_key, sized_key
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair
 from virtue_jax.data.packing.need import Need, example_need, need_together
-from virtue_jax.data.pair_source import PairSource
-from virtue_jax.data.row_groups.simulate import Element, NeedSource
+from virtue_jax.data.pair_source import PairSource, read_row
+from virtue_jax.data.row_groups.simulate import NeedSource
 from virtue_jax.data.unreadable import Unreadable, readable
 
 
@@ -29,7 +29,7 @@ class LengthMeasure:
     hard_negatives: int = 0
     _patches: dict[str, tuple[tuple[int, int], int]] = field(default_factory=dict, compare=False)
 
-    def element(self, pairs: Sequence[TrainingPair]) -> Element:
+    def element(self, pairs: Sequence[TrainingPair]) -> tuple[Need, ...]:
         """The items of an element: queries on the same images together, every target alone.
 
         Raises:
@@ -46,7 +46,7 @@ class LengthMeasure:
         return (*map(need_together, shared.values()), *items)
 
     def example(self, example: Example) -> Need:
-        """What one example takes; its distinct images are told apart by `image_key`, the first is the prompted one."""
+        """What one example takes; the first of its distinct images is the prompted one."""
         keys = [image_key(source) for source in example.images]
         for key, source in zip(keys, example.images, strict=True):
             if key not in self._patches:
@@ -54,7 +54,8 @@ class LengthMeasure:
         size = self._patches[keys[0]][0] if keys else None
         words = len(self.tokenizer.ids(prompt_text(example, size, self.config.compat)))
         vision = sum(self._patches[key][1] // 4 - 1 for key in keys)  # each stands for one placeholder
-        distinct = [(key, self._patches[key][1]) for key in dict.fromkeys(keys)]
+        measured = [(key, *self._patches[key]) for key in dict.fromkeys(keys)]
+        distinct = [(sized_key(key, size), patches) for key, size, patches in measured]
         return example_need(
             (self.config.segmentation_tokens if keys else 0) + words + vision,
             distinct,
@@ -97,9 +98,9 @@ def measured_needs(
     rows = np.random.default_rng(seed).permutation(len(source))[:count]
     elements, pairs, errors = [], [], []
     for row in rows.tolist():
-        element = source[row]
+        element = read_row(source, row)
         good = [pair for pair in element if not isinstance(pair, Unreadable)]
-        needs = readable(source.origin(row), measure.element, good) if good else element[-1]
+        needs = readable(good[0].query.origin, measure.element, good) if good else element[-1]
         if isinstance(needs, Unreadable):
             errors.append(needs.error)
             continue
