@@ -11,7 +11,7 @@ from virtue_jax.data.identity import content_id
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.packing.first_fit import Groups, fits_a_row, misfit
 from virtue_jax.data.packing.invariants import check_example
-from virtue_jax.data.packing.need import Need, need_of
+from virtue_jax.data.packing.need import Need, by_first_image, need_of
 from virtue_jax.data.pair_source import PairSource, pair_origin, read_row
 from virtue_jax.data.unreadable import Unreadable, readable
 
@@ -106,15 +106,16 @@ class ElementReader:
                 f"{len(pairs)} pairs that belong together, more than the {self.step_pairs} that a stream "
                 "has in a step; take a larger batch_size, fewer streams or a smaller share_images"
             )
-        rows: dict[str, list[tuple[EncodedExample, ...]]] = {}
-        for number, (query, *_) in enumerate(pairs):
-            same = rows.setdefault(query.images[0].key if query.images else f"text {number}", [])
-            if same and fits_a_row(need_of([*same[-1], query]), self.groups):
-                same[-1] = (*same[-1], query)
-            else:
-                same.append((query,))
-        targets = [(target,) for _, *targets in pairs for target in targets]
-        items = (*(row for same in rows.values() for row in same), *targets)
+        rows: list[tuple[EncodedExample, ...]] = []
+        for numbers in by_first_image([need_of(pair[:1]) for pair in pairs]):
+            rows.append(pairs[numbers[0]][:1])
+            for number in numbers[1:]:
+                wider = (*rows[-1], pairs[number][0])
+                if fits_a_row(need_of(wider), self.groups):
+                    rows[-1] = wider
+                else:
+                    rows.append(pairs[number][:1])
+        items = (*rows, *((target,) for _, *targets in pairs for target in targets))
         wrong = misfit(list(map(need_of, items)), self.groups) if len(pairs) > 1 else None
         if wrong is not None:
             raise InvalidExample(f"too large to be packed: {wrong}")

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from virtue_jax.data.loading.elements import Element
 from virtue_jax.data.packing.first_fit import Fit, Groups, first_fit
-from virtue_jax.data.unreadable import too_many_bad
+from virtue_jax.data.unreadable import QUARANTINE, too_many_bad
 
 
 class StreamState(NamedTuple):
@@ -137,7 +137,7 @@ class Stream:
             last = "; ".join(entry["error"] for entry in self.bad[-3:])
             raise TooManyBad(
                 f"{bad} of about {drawn} pairs in the elements that stream {self._index} has drawn cannot be used, "
-                f"more than config.data.bad_rows {allowed} allows; quarantine.jsonl in the run's workdir names those "
+                f"more than config.data.bad_rows {allowed} allows; {QUARANTINE} in the run's workdir names those "
                 f"of earlier steps, and these are the last: {last}. Correct them, leave them out, or allow more",
                 self.bad,
             )

@@ -14,7 +14,7 @@ from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair
-from virtue_jax.data.packing.need import Need, example_need, need_together
+from virtue_jax.data.packing.need import Need, by_first_image, example_need, need_together
 from virtue_jax.data.pair_source import PairSource, read_row
 from virtue_jax.data.row_groups.simulate import NeedSource
 from virtue_jax.data.unreadable import Unreadable, readable
@@ -35,15 +35,17 @@ class LengthMeasure:
         Raises:
             InvalidExample: an image that cannot be opened, or a text that does not fit its images.
         """
-        shared: dict[tuple | int, list[Need]] = {}
-        items = []
-        for number, pair in enumerate(pairs):
-            query = self.example(pair.query)._replace(positives=len(pair.positives))
-            key = tuple(image[0] for image in query.images) or number
-            shared.setdefault(key, []).append(query)
-            targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
-            items += [self.example(target) for target in targets]
-        return (*map(need_together, shared.values()), *items)
+        return element_needs([self.pair(pair) for pair in pairs])
+
+    def pair(self, pair: TrainingPair) -> tuple[Need, ...]:
+        """What the query takes, then each of its targets.
+
+        Raises:
+            InvalidExample: as `element`.
+        """
+        query = self.example(pair.query)._replace(positives=len(pair.positives))
+        targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
+        return (query, *map(self.example, targets))
 
     def example(self, example: Example) -> Need:
         """What one example takes; the first of its distinct images is the prompted one."""
@@ -86,6 +88,12 @@ def _size_in_header(source, origin: str) -> tuple[int, int]:
         return load_image(source, origin).shape[:2]  # says what is wrong with it
 
 
+def element_needs(pairs: Sequence[tuple[Need, ...]]) -> tuple[Need, ...]:
+    """The items of an element: queries on one image together, every target alone."""
+    together = [[pairs[i][0] for i in numbers] for numbers in by_first_image([pair[0] for pair in pairs])]
+    return (*map(need_together, together), *(target for _, *targets in pairs for target in targets))
+
+
 def measured_needs(
     source: PairSource, measure: LengthMeasure, *, count: int, seed: int = 0, weight: float = 1.0
 ) -> NeedSource:
@@ -99,12 +107,12 @@ def measured_needs(
     elements, pairs, errors = [], [], []
     for row in rows.tolist():
         element = read_row(source, row)
-        good = [pair for pair in element if not isinstance(pair, Unreadable)]
-        needs = readable(good[0].query.origin, measure.element, good) if good else element[-1]
-        if isinstance(needs, Unreadable):
-            errors.append(needs.error)
+        needs = [p if isinstance(p, Unreadable) else readable(p.query.origin, measure.pair, p) for p in element]
+        good = [need for need in needs if not isinstance(need, Unreadable)]
+        if not good:
+            errors.append(needs[-1].error)
             continue
-        elements.append(needs)
+        elements.append(element_needs(good))
         pairs.append(len(good))
     if len(errors) > len(elements):
         raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}")
