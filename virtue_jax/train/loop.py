@@ -51,7 +51,7 @@ def train(
     """Trains, or resumes where `workdir` holds checkpoints of the same run; returns the trained model's directory.
 
     With several processes (`parallel.processes.join`) all of them call it; `workdir` is a folder that all can reach.
-    seen: called with (step, this process's `StepBatch`) when a step is finished.
+    seen: called with (step, this process's `Step`) when a step is finished.
 
     Raises:
         ValueError: a configuration that cannot run, or another one than the checkpoints in `workdir` come from.

@@ -36,8 +36,8 @@ class Started(NamedTuple):
 class StepLoop:
     """Runs steps until the last; what a run does beside computing hangs on it.
 
-    frozen: {path: array}. loader: an iterator of this process's `StepBatch`es, of packing streams `streams`. seen:
-    called with (step, StepBatch) when a step is finished, on every process and before a checkpoint has it.
+    frozen: {path: array}. loader: an iterator of this process's `Step`s, of packing streams `streams`. seen:
+    called with (step, Step) when a step is finished, on every process and before a checkpoint has it.
     """
 
     config: TrainConfig

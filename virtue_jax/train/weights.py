@@ -14,8 +14,7 @@ from virtue_jax.atomic_files import new_directory
 from virtue_jax.config import TextConfig, VirtueConfig
 from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example
-from virtue_jax.data.pair_source import PairSource
+from virtue_jax.data.pair_source import PairSource, read_row
 from virtue_jax.data.unreadable import Unreadable
 from virtue_jax.model_directory import companions, load_config, load_parameters, stored_parameters
 from virtue_jax.models.lora import adapt
@@ -153,13 +152,9 @@ def _from_scratch(geometry: VirtueConfig, sources: Sequence[PairSource], folder:
 def _texts(sources: Sequence[PairSource]) -> Iterable[str]:
     for source in sources:
         for row in range(0, len(source), max(1, len(source) * len(sources) // _TOKENIZER_ROWS)):
-            for pair in source[row]:
+            for pair in read_row(source, row):
                 if not isinstance(pair, Unreadable):  # training meets it again, counts it and names it
-                    yield from (_text(example) for example in (pair.query, *pair.positives, *pair.negatives))
-
-
-def _text(example: Example) -> str:
-    return example.text.encode(errors="replace").decode()  # half a surrogate pair is no text: its row is a bad one
+                    yield from (example.text for example in (pair.query, *pair.positives, *pair.negatives))
 
 
 def _with_vocabulary(text: TextConfig, tokenizer: Tokenizer) -> TextConfig:

@@ -89,7 +89,7 @@ def test_shared_images_share_rows_and_runs():
 def test_simulated_elements_all_get_their_turn_and_are_counted():
     sources = [NeedSource([(Need(60, positives=1), Need(4))], [1]), NeedSource([(Need(30, positives=1),)], [1])]
     groups = [(RowShape(100, 4), 4)]
-    figures = simulate(sources, groups, batch_size=8, streams=2, order=SampleOrder(sources, 1), steps=50)
+    figures = simulate(SampleOrder(sources, 1), groups, batch_size=8, streams=2, steps=50)
     # Each stream draws only one of the two sources: two rows hold two pairs of 64 tokens, or four of 30 and more.
     assert figures.pairs == 2 + 4
     assert figures.row_efficiency == (2 * 64 + 4 * 30) / 400

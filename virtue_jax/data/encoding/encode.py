@@ -32,7 +32,7 @@ class TokenGrid(Protocol):
 class EncodedImage:
     """One image for both towers.
 
-    key: the same for the same file or the same bytes; images of one key are stored once in a row.
+    key: the same for the same file or the same bytes, read alike, and size; images of one key are stored once in a row.
     size: (H, W) of the image as read. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
     columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
     this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen"). sam_resized: sam is
@@ -227,7 +227,10 @@ class ExampleEncoder:
         resized = with_sam and pixels == "uint8"
         if resized:
             sam = sam_levels(sam, self.config.sam2.image_size)
-        return EncodedImage(key, picture.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
+        size = picture.shape[:2]
+        return EncodedImage(
+            sized_key(key, size), size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized
+        )
 
 
 def reads_upright(example: Example, compat: Compat) -> bool:
@@ -245,6 +248,11 @@ def image_key(source: ImageSource, *, upright: bool = False) -> str:
     else:
         key = f"file:{os.path.abspath(source)}"
     return f"upright {key}" if upright else key
+
+
+def sized_key(key: str, size: tuple[int, int]) -> str:
+    """Identity of an image of `image_key` key as read: a file that changes its size during a run is another image."""
+    return f"{key} {size[1]}x{size[0]}"
 
 
 def _vision_places(length: int, spans: list[ImageSpan], images, order: list[int]) -> np.ndarray:

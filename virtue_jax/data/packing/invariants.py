@@ -21,7 +21,7 @@ def check_example(example: EncodedExample, config: VirtueConfig) -> None:
     """
     wrong = _sequence_faults(example, config.text.vocab_size)
     for number, image in enumerate(example.images):
-        wrong += _image_faults(image, config.vision.patch_dim, with_sam=number == 0 and example.prompt is not None)
+        wrong += _image_faults(image, config, with_sam=number == 0 and example.prompt is not None)
     wrong += _segmentation_faults(example, config)
     if example.label is not None:
         wrong += _label_faults(example.label)
@@ -46,18 +46,28 @@ def _sequence_faults(example: EncodedExample, vocabulary: int) -> list[str]:
     return wrong
 
 
-def _image_faults(image: EncodedImage, patch_dim: int, *, with_sam: bool) -> list[str]:
-    patches, wrong = image.patches, []
-    if patches.ndim != 2 or not len(patches) or len(patches) % PATCHES_PER_TOKEN:
-        wrong.append(f"image {image.key}: patches are {list(patches.shape)}, expected a multiple of 4 of them")
-    elif patches.shape[1] != patch_dim:
-        wrong.append(f"image {image.key}: patches have {patches.shape[1]} values, the model's {patch_dim}")
+def _image_faults(image: EncodedImage, config: VirtueConfig, *, with_sam: bool) -> list[str]:
+    patches, dim, wrong = image.patches, config.vision.patch_dim, []
+    if patches.ndim != 2 or not len(patches) or len(patches) % PATCHES_PER_TOKEN or patches.dtype != np.uint8:
+        wrong.append(f"patches are {patches.dtype}{list(patches.shape)}, expected a multiple of 4 of uint8")
+    elif patches.shape[1] != dim:
+        wrong.append(f"patches have {patches.shape[1]} values, the model's {dim}")
     if image.patch_yx.shape != (len(patches), 2):
-        wrong.append(f"image {image.key}: patch_yx is {list(image.patch_yx.shape)}, expected {[len(patches), 2]}")
-    if with_sam and (image.sam is None or image.sam.ndim != 3 or image.sam.shape[2] != 3 or not image.sam.size):
-        form = "missing" if image.sam is None else list(image.sam.shape)
-        wrong.append(f"image {image.key}: the picture for SAM-2 is {form}, expected [height, width, 3]")
-    return wrong
+        wrong.append(f"patch_yx is {list(image.patch_yx.shape)}, expected {[len(patches), 2]}")
+    if with_sam:
+        wrong += _picture_faults(image, config.sam2.image_size)
+    return [f"image {image.key}: {fault}" for fault in wrong]
+
+
+def _picture_faults(image: EncodedImage, side: int) -> list[str]:
+    picture = image.sam
+    if picture is None:
+        return ["there is no picture for SAM-2"]
+    expected = [side, side, 3] if image.sam_resized else ["height", "width", 3]
+    right = picture.shape == (side, side, 3) if image.sam_resized else picture.ndim == 3 and picture.shape[2] == 3
+    if right and picture.size and picture.dtype == np.uint8:
+        return []
+    return [f"the picture for SAM-2 is {picture.dtype}{list(picture.shape)}, expected uint8{expected}"]
 
 
 def _segmentation_faults(example: EncodedExample, config: VirtueConfig) -> list[str]:

@@ -75,6 +75,14 @@ def need_together(needs: Sequence[Need]) -> Need:
     )
 
 
+def by_first_image(queries: Sequence[Need]) -> list[list[int]]:
+    """Numbers of the queries that may share a row, because their first image is the same; those without one alone."""
+    rows: dict[Hashable, list[int]] = {}
+    for number, need in enumerate(queries):
+        rows.setdefault(("image", need.images[0][0]) if need.images else number, []).append(number)
+    return list(rows.values())
+
+
 def shortage(need: Need, shape: RowShape) -> list[str]:
     """What an empty row of this shape lacks for an item, each as "slots: 9 needed, capacity 8"; empty where it has
     enough of everything. Whether its vision rows hold the images together is `first_fit`'s to say."""

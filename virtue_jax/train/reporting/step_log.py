@@ -50,7 +50,7 @@ class StepLog:
         self._out.say(line)
 
     def finished(self, step: int, batch) -> None:
-        """Step `step` is done, of this process's `StepBatch`."""
+        """Step `step` is done, of this process's `Step`."""
         flops = useful_flops(self._virtue, batch_work(batch.groups), self._run.state.trainable)
         self._interval.add(batch.report, towers=flops.towers, language_model=flops.language_model)
         self._quarantined += batch.report.quarantined
@@ -85,15 +85,12 @@ class StepLog:
                 self._tell(entry, self._quarantine)
 
     def data_failed(self, error: Exception, pending=None) -> None:
-        """This process's data ended with `error`, after the `StepBatch` `pending` of a step that is not finished:
+        """This process's data ended with `error`, after the `Step` `pending` of a step that is not finished:
         writes down what it left out, without waiting for the others."""
         if pending is not None:
             self._quarantined += pending.report.quarantined
-        unreadable = [
-            {"element": b.number, "origin": b.origin, "error": b.error} for b in getattr(error, "elements", ())
-        ]
         quarantine = self._quarantine or Quarantine(self._workdir)
-        for entry in quarantine.add(self._quarantined + unreadable):
+        for entry in quarantine.add([*self._quarantined, *getattr(error, "entries", ())]):
             self._tell(entry, quarantine)
         self._quarantined = []
 
