@@ -53,5 +53,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
     parser.add_argument("--positions", choices=POSITION_SCHEMES, help="rotary scheme in place of the behaviour's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic")
-    parser.add_argument("--image-rows", type=int, default=4, help="examples with images per call of the model")
+    parser.add_argument("--image-rows", type=int, default=1, help="rows of images per call of the model on a device")
     return parser

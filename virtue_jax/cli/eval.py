@@ -42,5 +42,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="only the first so many questions")
     parser.add_argument("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--image-rows", type=int, default=4, help="queries per call of the model")
+    parser.add_argument("--image-rows", type=int, default=1, help="rows of images per call of the model on a device")
     return parser

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from virtue_jax.compilation_cache import use_compilation_cache
+
 COMMANDS = {
     "scenes": "make SCaR-like images and parquet files, no download needed",
     "train": "train from a run file (configs/*.py)",
@@ -15,18 +17,24 @@ COMMANDS = {
     "embed": "embed the lines of a JSONL file",
 }
 
+NO_CACHE = "--no-compilation-cache"  # compile everything anew, and keep nothing of it
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `virtue` script. Exit status 2 = the command could not be carried out as given."""
     args = list(sys.argv[1:] if argv is None else argv)
-    traceback = bool(args) and args[0] == "--traceback"
-    args = args[traceback:]
+    options = {"--traceback": False, NO_CACHE: False}
+    while args and args[0] in options:
+        options[args.pop(0)] = True
+    traceback = options["--traceback"]
     if not args or args[0] in ("-h", "--help"):
         print(_usage())
         return
     if args[0] not in COMMANDS:
         print(f"virtue: no command {args[0]!r}\n{_usage()}", file=sys.stderr)
         sys.exit(2)
+    # What is compiled for chips that are not here cannot be read again here.
+    use_compilation_cache(not options[NO_CACHE] and args[0] != "compile")
     command = importlib.import_module(f"virtue_jax.cli.{args[0]}")
     try:
         command.run(args[1:])
@@ -39,4 +47,5 @@ def main(argv: list[str] | None = None) -> None:
 
 def _usage() -> str:
     lines = [f"  {name:8s} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: virtue [--traceback] COMMAND ... (COMMAND --help tells more)", "", *lines])
+    options = f"[--traceback] [{NO_CACHE}]"
+    return "\n".join([f"usage: virtue {options} COMMAND ... (COMMAND --help tells more)", "", *lines])

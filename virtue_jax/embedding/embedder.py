@@ -144,7 +144,9 @@ class Embedder:
             for window in self._windows(examples, segmentation, pool):
                 encoded = {number: future.result() for number, future in window.items()}
                 for packed in self._packed(encoded, segmentation, pool.map):
-                    running.append((packed.places, self._programs.read(packed.batch, self._programs.look(packed.batch))))
+                    running.append(
+                        (packed.places, self._programs.read(packed.batch, self._programs.look(packed.batch)))
+                    )
                     if len(running) == IN_FLIGHT:
                         yield _taken(*running.popleft())
             while running:
@@ -170,7 +172,9 @@ class Embedder:
             example = parse_example(example, Path(), f"example {number}")
         return self._encoder.encode(example, segmentation=segmentation)
 
-    def _packed(self, encoded: Mapping[int, EncodedExample], segmentation: bool, each: Callable) -> Iterator[PackedRows]:
+    def _packed(
+        self, encoded: Mapping[int, EncodedExample], segmentation: bool, each: Callable
+    ) -> Iterator[PackedRows]:
         by_shape: dict = {}
         for number, example in encoded.items():
             shape = image_shape(self.config, segmentation) if example.images else text_shape()

@@ -20,7 +20,7 @@ from virtue_jax.parallel.mesh import ROWS, platform_of, replicated, rows
 
 # What `look` reads of a batch and `read` does not; it tells by `prompt_image` and `prompt_slot` which images are there.
 PIXELS = ("patches", "patch_yx", "patch_segments", "sam_images")
-_HALVINGS = 2  # on a CPU: lengths of a row beside its whole one
+_LENGTHS = 4  # of a row on a CPU, in equal steps; elsewhere one: there each loop is half a minute of compilation
 
 
 class SeenImages(NamedTuple):
@@ -39,12 +39,12 @@ class Programs:
     def __init__(self, model: Virtue, mesh: Mesh):
         self.mesh = mesh
         self._params = jax.device_put(parameters(model), replicated(mesh))
-        halvings = _HALVINGS if platform_of(mesh) == "cpu" else 0
+        lengths = _LENGTHS if platform_of(mesh) == "cpu" else 1
         options = _compiler_options(model.text.numerics.compute, platform_of(mesh))
 
         def compiled(stage: Callable):
             by_rows, whole = PartitionSpec(ROWS), PartitionSpec()
-            run = functools.partial(stage, model, halvings)
+            run = functools.partial(stage, model, lengths)
             # Mapped by hand: each device takes its own branches.
             mapped = jax.shard_map(
                 run, mesh=mesh, in_specs=(whole, by_rows, by_rows), out_specs=by_rows, check_vma=False
@@ -67,9 +67,9 @@ class Programs:
         return jax.device_put(batch, rows(self.mesh))
 
 
-def _look(model: Virtue, halvings: int, params, batch: Batch, _) -> SeenImages:
+def _look(model: Virtue, lengths: int, params, batch: Batch, _) -> SeenImages:
     model = bind(model, params)
-    vision = lax.map(functools.partial(_vision_tokens, model, halvings), _joined(_vision_inputs(batch)))
+    vision = lax.map(functools.partial(_vision_tokens, model, lengths), _joined(_vision_inputs(batch)))
     vision = vision.reshape(len(batch.tokens), -1, vision.shape[-1])
     if batch.sam_images is None:
         return SeenImages(vision, None)
@@ -77,20 +77,21 @@ def _look(model: Virtue, halvings: int, params, batch: Batch, _) -> SeenImages:
     return SeenImages(vision, maps.reshape(*batch.sam_images.shape[:2], *maps.shape[1:]))
 
 
-def _read(model: Virtue, halvings: int, params, batch: Batch, seen: SeenImages):
+def _read(model: Virtue, lengths: int, params, batch: Batch, seen: SeenImages):
     model = bind(model, params)
     fused = None if seen.maps is None else model.fuse_prompts(batch, _joined(seen.maps))
     towers = TowerOutputs(seen.vision, fused)
     used = (batch.segments > 0).sum(1).max()
-    lengths = _lengths(batch.tokens.shape[1], halvings)
-    return _shortest(lengths, used, lambda length: model.embed(_cut(batch, length), towers))
+    return _shortest(
+        _lengths(batch.tokens.shape[1], lengths), used, lambda length: model.embed(_cut(batch, length), towers)
+    )
 
 
 def _vision_inputs(batch: Batch):
     return batch.patches, batch.patch_yx, batch.patch_segments
 
 
-def _vision_tokens(model: Virtue, halvings: int, row):
+def _vision_tokens(model: Virtue, lengths: int, row):
     """[P/4, hidden] of one vision row."""
     patches, _, segments = row
     whole = jax.eval_shape(model.vision_rows, *(x[None] for x in row))
@@ -101,7 +102,7 @@ def _vision_tokens(model: Virtue, halvings: int, row):
         tokens = model.vision_rows(*(x[None, :length] for x in row))[0]
         return jnp.pad(tokens, ((0, whole.shape[1] - len(tokens)), (0, 0)))
 
-    return _shortest((0, *_lengths(len(patches), halvings)), (segments > 0).sum(), run)
+    return _shortest((0, *_lengths(len(patches), lengths)), (segments > 0).sum(), run)
 
 
 def _image_map(model: Virtue, image):
@@ -125,9 +126,9 @@ def _cut(batch: Batch, length: int) -> Batch:
     return batch._replace(**{name: x[..., :length] for name, x in present.items()})
 
 
-def _lengths(whole: int, halvings: int) -> tuple[int, ...]:
-    """Ascending; the last is `whole`."""
-    return tuple(whole >> halving for halving in range(halvings, -1, -1))
+def _lengths(whole: int, count: int) -> tuple[int, ...]:
+    """`count` lengths in equal steps, the last of them `whole`."""
+    return tuple(whole * step // count for step in range(1, count + 1))
 
 
 def _shortest(lengths: Sequence[int], used, run: Callable):

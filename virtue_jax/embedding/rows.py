@@ -17,7 +17,7 @@ PROMPTS = 4  # that a row of images holds at most, and as many images that they 
 POINTS = 16  # of a prompt, SAM-2's padding point included
 WORDS = 256  # slots of an image row for the text that comes with its largest image
 MOST_PATCHES = 5120  # of an image row; 1,280 vision tokens, as many as the published models were trained with
-_STEP = 512  # what slots and patches are multiples of: halves and quarters are still whole blocks of attention kernels
+_STEP = 512  # what slots and patches are multiples of: quarters are still whole blocks of attention kernels
 
 
 class PackedRows(NamedTuple):
