@@ -9,6 +9,7 @@ import pytest
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
+from virtue_jax.embedding import programs
 from virtue_jax.embedding.embedder import Embedder
 from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.ops.attention import CPU
@@ -24,7 +25,7 @@ def small_embedder(tiny_model_dir):
     def load(compat: str = "paper", **options) -> Embedder:
         key = (compat, *sorted(options.items()))
         if key not in embedders:
-            folder = tiny_model_dir(adapter=True)
+            folder = tiny_model_dir()
             sam2 = replace(load_config(folder).sam2, image_size=128)
             config, model = load_model(
                 folder,
@@ -33,7 +34,9 @@ def small_embedder(tiny_model_dir):
                 sam2=sam2,
                 max_pixels=MOST_TOKENS * 28 * 28,
             )
-            embedders[key] = Embedder(config, model, Tokenizer.load(folder), **options)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(programs, "LENGTHS", 2)  # fewer loops to compile
+                embedders[key] = Embedder(config, model, Tokenizer.load(folder), **options)
         return embedders[key]
 
     return load

@@ -113,7 +113,7 @@ def test_one_example_in_place_of_a_list_is_refused(small_embedder, example):
 
 def test_the_first_bad_example_is_named(small_embedder, picture):
     bad = [{"text": "good"}, {"image": "absent.png"}, {"text": 3}, *[{"text": "good"}] * 5]
-    with pytest.raises(InvalidExample, match="example 1: image 'absent.png' does not exist"):
+    with pytest.raises(InvalidExample, match=r"example 1: image 'absent\.png' does not exist"):
         small_embedder().embed(bad)
 
 

@@ -97,5 +97,5 @@ def test_wrong_prompts_are_refused_by_number(small_embedder, files):
         look.point(circle=3)
     with pytest.raises(InvalidExample, match="give a list of prompts"):
         look.point_many(BOX)
-    with pytest.raises(InvalidExample, match="image 'absent.png' does not exist"):
+    with pytest.raises(InvalidExample, match=r"image 'absent\.png' does not exist"):
         small_embedder().look("absent.png")

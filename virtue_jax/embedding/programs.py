@@ -1,7 +1,7 @@
 """The two compiled programs of an embedder: `look` runs the image towers over the images of rows, `read` the rest.
 
-Both are compiled once for each shape of rows, and both do at run time no more than a row's contents ask for: images that
-are not there are not run, and on a CPU a row is as long as the shortest of a few lengths that holds what is in it.
+Both are compiled once for each shape of rows, and do at run time no more than a row's contents ask for: images that are
+not there are not run, and on a CPU a row is as long as the shortest of a few lengths that holds what is in it.
 """
 
 import functools
@@ -20,7 +20,7 @@ from virtue_jax.parallel.mesh import ROWS, platform_of, replicated, rows
 
 # What `look` reads of a batch and `read` does not; it tells by `prompt_image` and `prompt_slot` which images are there.
 PIXELS = ("patches", "patch_yx", "patch_segments", "sam_images")
-_LENGTHS = 4  # of a row on a CPU, in equal steps; elsewhere one: there each loop is half a minute of compilation
+LENGTHS = 4  # of a row on a CPU, in equal steps; elsewhere one: there each loop is half a minute of compilation
 
 
 class SeenImages(NamedTuple):
@@ -39,7 +39,7 @@ class Programs:
     def __init__(self, model: Virtue, mesh: Mesh):
         self.mesh = mesh
         self._params = jax.device_put(parameters(model), replicated(mesh))
-        lengths = _LENGTHS if platform_of(mesh) == "cpu" else 1
+        lengths = LENGTHS if platform_of(mesh) == "cpu" else 1
         options = _compiler_options(model.text.numerics.compute, platform_of(mesh))
 
         def compiled(stage: Callable):
@@ -82,9 +82,8 @@ def _read(model: Virtue, lengths: int, params, batch: Batch, seen: SeenImages):
     fused = None if seen.maps is None else model.fuse_prompts(batch, _joined(seen.maps))
     towers = TowerOutputs(seen.vision, fused)
     used = (batch.segments > 0).sum(1).max()
-    return _shortest(
-        _lengths(batch.tokens.shape[1], lengths), used, lambda length: model.embed(_cut(batch, length), towers)
-    )
+    run = functools.partial(_embed_cut, model, batch, towers)
+    return _shortest(_lengths(batch.tokens.shape[1], lengths), used, run)
 
 
 def _vision_inputs(batch: Batch):
@@ -107,8 +106,11 @@ def _vision_tokens(model: Virtue, lengths: int, row):
 
 def _image_map(model: Virtue, image):
     """[h, w, D] of one image, zeros where there is none."""
+
+    def encode(pixels):
+        return model.image_maps(pixels[None])[0]
+
     pixels, there = image
-    encode = lambda pixels: model.image_maps(pixels[None])[0]  # noqa: E731
     shape = jax.eval_shape(encode, pixels)
     return lax.cond(there, encode, lambda _: jnp.zeros(shape.shape, shape.dtype), pixels)
 
@@ -119,11 +121,11 @@ def _images_there(batch: Batch):
     return jnp.arange(batch.sam_images.shape[1]) < images[:, None]
 
 
-def _cut(batch: Batch, length: int) -> Batch:
-    """The first `length` slots of every row."""
+def _embed_cut(model: Virtue, batch: Batch, towers: TowerOutputs, length: int):
+    """`Virtue.embed` of the first `length` slots of every row."""
     by_slot = ("tokens", "segments", "positions", "vision_slot", "prompt_slot")
     present = {name: x for name in by_slot if (x := getattr(batch, name)) is not None}
-    return batch._replace(**{name: x[..., :length] for name, x in present.items()})
+    return model.embed(batch._replace(**{name: x[..., :length] for name, x in present.items()}), towers)
 
 
 def _lengths(whole: int, count: int) -> tuple[int, ...]:
