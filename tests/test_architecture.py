@@ -47,9 +47,12 @@ ROOMS = {
     "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
     "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
     "embedding": (
-        LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
+        LEAVES
+        | GROUND
+        | {"data/encoding", "data/packing", "data/formats", "models", "model_directory", "ops", "parallel"},
         {"jax", "numpy"},
     ),
+    "compilation_cache": (set(), {"jax"}),
     "eval": (LEAVES | GROUND | {"data/encoding", "data/formats", "embedding"}, {"numpy", "rich", "matplotlib"}),
     "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
@@ -74,7 +77,17 @@ ROOMS = {
     ),
     "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
     "cli": (
-        {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        {
+            "aot",
+            "aot/study",
+            "chips",
+            "compilation_cache",
+            "config",
+            "data",
+            "data/formats",
+            "data/sources",
+            "data/row_groups",
+        }
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),

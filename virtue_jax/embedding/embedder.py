@@ -16,9 +16,10 @@ from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.formats.jsonl import parse_example
+from virtue_jax.data.packing.need import need_of
 from virtue_jax.embedding.look import Look
 from virtue_jax.embedding.programs import Programs
-from virtue_jax.embedding.rows import PackedRows, grown, image_shape, need_of, packed_rows, text_shape
+from virtue_jax.embedding.rows import PackedRows, grown, image_shape, packed_rows, text_shape
 from virtue_jax.model_directory import load_model
 from virtue_jax.models.virtue import Virtue
 from virtue_jax.ops.attention import CPU
@@ -178,7 +179,7 @@ class Embedder:
         by_shape: dict = {}
         for number, example in encoded.items():
             shape = image_shape(self.config, segmentation) if example.images else text_shape()
-            by_shape.setdefault(grown(shape, need_of(example)), {})[number] = example
+            by_shape.setdefault(grown(shape, need_of([example])), {})[number] = example
         for shape, members in by_shape.items():
             count = self._image_rows if shape.patches else self._text_rows
             yield from packed_rows(members, shape, count, self.config, each=each)

@@ -9,8 +9,9 @@ import numpy as np
 from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, ExampleEncoder
 from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.formats.jsonl import parse_example
+from virtue_jax.data.packing.need import need_of
 from virtue_jax.embedding.programs import Programs
-from virtue_jax.embedding.rows import grown, image_shape, need_of, packed_rows, same_rows
+from virtue_jax.embedding.rows import grown, image_shape, packed_rows, same_rows
 
 
 class Look:
@@ -25,7 +26,7 @@ class Look:
         self._sources = example.images
         self._shared: dict[str, EncodedImage] = {}
         encoded = encoder.encode(example, segmentation=segmentation, shared=self._shared)
-        self._shape = grown(image_shape(encoder.config, segmentation), need_of(encoded))
+        self._shape = grown(image_shape(encoder.config, segmentation), need_of([encoded]))
         # In every row, so that each holds the outputs that its prompts need.
         batch, self._vision_rows = same_rows(encoded, self._shape, rows, encoder.config)
         self._seen = programs.look(batch)
@@ -52,7 +53,7 @@ class Look:
         by_shape: dict = {}
         for number, prompt in enumerate(prompts):
             encoded = self._encode(prompt, f"prompt {number}")
-            by_shape.setdefault(grown(self._shape, need_of(encoded)), {})[number] = encoded
+            by_shape.setdefault(grown(self._shape, need_of([encoded])), {})[number] = encoded
         embeddings = np.zeros((len(prompts), self._encoder.config.text.hidden_size), np.float32)
         running = []
         for shape, members in by_shape.items():

@@ -1,15 +1,15 @@
 """Which rows hold what is embedded: two shapes for nearly everything, larger ones where an example needs them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from virtue_jax.batch import Batch, RowShape
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.encoding.encode import EncodedExample
-from virtue_jax.data.loading.elements import Segment, item_need
-from virtue_jax.data.packing.first_fit import Need, first_fit, fits_a_row
-from virtue_jax.data.packing.pack import Label, pack_rows
+from virtue_jax.data.packing.first_fit import first_fit, fits_a_row
+from virtue_jax.data.packing.need import Need, need_of
+from virtue_jax.data.packing.pack import pack_rows
 
 TEXT_SLOTS = 1024  # of a row of texts
 TEXTS = 64  # that such a row holds at most
@@ -58,11 +58,6 @@ def grown(shape: RowShape, need: Need) -> RowShape:
     return shape
 
 
-def need_of(encoded: EncodedExample) -> Need:
-    """What one example takes of a row."""
-    return item_need([Segment(encoded, Label.query())])
-
-
 def packed_rows(
     examples: Mapping[int, EncodedExample],
     shape: RowShape,
@@ -78,7 +73,7 @@ def packed_rows(
     write pixels with.
     """
     numbers = list(examples)
-    fit = first_fit([[need_of(examples[number])] for number in numbers], [(shape, len(numbers))])
+    fit = first_fit([[need_of([examples[number]])] for number in numbers], [(shape, len(numbers))])
     rows: list[list[int]] = [[] for _ in numbers]
     for number, (place,) in zip(numbers, fit.places, strict=True):
         rows[place.row].append(number)
@@ -88,7 +83,8 @@ def packed_rows(
         empty = count - len(part)
         members = [rows[r] for r in part] + [[]] * empty
         held = [fit.vision[0][r] if vision is None else vision for r in part] + [{}] * empty
-        batch = _write([[examples[number] for number in row] for row in members], shape, config, held, each)
+        contents = [[examples[number] for number in row] for row in members]
+        batch = pack_rows(contents, shape, config, vision=held, each=each)
         places = ((r, k, number) for r, row in enumerate(members) for k, number in enumerate(row))
         yield PackedRows(batch, tuple(places))
 
@@ -97,20 +93,8 @@ def same_rows(
     example: EncodedExample, shape: RowShape, count: int, config: VirtueConfig, each: Callable = map
 ) -> tuple[Batch, dict[str, int]]:
     """A batch of `count` rows that all hold the same example, and {image key: vision row} of each of them."""
-    vision = first_fit([[need_of(example)]], [(shape, 1)]).vision[0][0]
-    return _write([[example]] * count, shape, config, [vision] * count, each), vision
-
-
-def _write(rows: Sequence[Sequence[EncodedExample]], shape: RowShape, config: VirtueConfig, vision, each) -> Batch:
-    return pack_rows(
-        rows,
-        shape,
-        segmentation_tokens=config.segmentation_tokens,
-        sam_size=config.sam2.image_size,
-        patch_dim=config.vision.patch_dim,
-        vision=vision,
-        each=each,
-    )
+    vision = first_fit([[need_of([example])]], [(shape, 1)]).vision[0][0]
+    return pack_rows([[example]] * count, shape, config, vision=[vision] * count, each=each), vision
 
 
 def _multiple(size: int) -> int:
