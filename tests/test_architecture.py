@@ -77,18 +77,9 @@ ROOMS = {
     ),
     "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
     "cli": (
-        {
-            "aot",
-            "aot/study",
-            "chips",
-            "compilation_cache",
-            "config",
-            "data",
-            "data/formats",
-            "data/sources",
-            "data/row_groups",
-        }
-        | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
+        {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"}
+        | {"compilation_cache"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
     "__init__": ({"embedding"}, set()),
