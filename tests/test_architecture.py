@@ -50,13 +50,16 @@ ROOMS = {
     "array_store": (set(), {"jax", "numpy", "tensorstore"}),
     "model_directory": ({"config", "models", "atomic_files", "array_store"}, {"jax", "numpy"}),
     "embedding": (
-        LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
+        LEAVES
+        | GROUND
+        | {"data/encoding", "data/packing", "data/formats", "models", "model_directory", "ops", "parallel"},
         {"jax", "numpy"},
     ),
     "eval": (
         LEAVES | GROUND | {"data/encoding", "data/formats", "parallel", "embedding"},
         {"numpy", "rich", "matplotlib"},
     ),
+    "compilation_cache": (set(), {"jax"}),
     "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
@@ -84,7 +87,7 @@ ROOMS = {
     ),
     "cli": (
         {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
-        | {"console", "exit_status"}
+        | {"compilation_cache", "console", "exit_status"}
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),

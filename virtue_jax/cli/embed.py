@@ -35,7 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
     add("--positions", choices=POSITION_SCHEMES, help="rotary scheme in place of the behaviour's")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
-    add("--image-rows", type=positive, default=4, metavar="N", help="examples with images per call of the model (4)")
+    add(
+        "--image-rows",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="rows of images per call of the model on a device (1)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -37,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad", action="store_true", help="leave questions out that cannot be read")
     add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
-    add("--image-rows", type=positive, default=4, metavar="N", help="queries per call of the model (4)")
+    add(
+        "--image-rows",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="rows of images per call of the model on a device (1)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import select
 import sys
 
 from virtue_jax.cli.parser import Parser, UsageError, add_options_of_all, parse
+from virtue_jax.compilation_cache import use_compilation_cache
 from virtue_jax.exit_status import INTERRUPTED, REFUSED, UNREAD
 
 COMMANDS = {
@@ -63,6 +64,8 @@ def _carry_out(line: list[str]) -> None:
     elif args.command is None:
         parser.print_help()
     else:
+        # What is compiled for chips that are not here cannot be read again here.
+        use_compilation_cache(args.compilation_cache and args.command != "compile")
         args.run(args)
 
 
@@ -75,7 +78,7 @@ def _parsers(name: str) -> tuple[Parser, Parser | None]:
     """The parser of all lines, and the one of the command `name`: no other module is imported."""
     parser = Parser(prog="virtue", description="VIRTUE in JAX: make data, train, embed, evaluate.")
     parser.add_argument("--version", action="store_true", help="show the versions of the package, jax and flax")
-    parser.set_defaults(traceback=False)
+    parser.set_defaults(traceback=False, compilation_cache=True)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", help="COMMAND --help tells more")
     command = None
     for title, purpose in COMMANDS.items():

@@ -42,6 +42,13 @@ def add_options_of_all(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error comes from"
     )
+    parser.add_argument(
+        "--no-compilation-cache",
+        action="store_false",
+        dest="compilation_cache",
+        default=argparse.SUPPRESS,
+        help="compile everything anew, and keep nothing of it in the user's cache folder",
+    )
     parser.add_argument("-h", "--help", action="help", help="show this and end")
 
 

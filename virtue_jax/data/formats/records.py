@@ -64,10 +64,10 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 class StoredExample(NamedTuple):
-    """An example as a record holds it: its images as (`image_key`, encoded bytes), its mask as a PNG."""
+    """An example as a record holds it: a row of the table `examples` but for its mask's number; its images as
+    (`image_key`, encoded bytes); its mask as a PNG."""
 
-    role: int
-    example: Example
+    values: dict
     images: tuple[tuple[str, ImageBytes], ...]
     mask: bytes | None
 
@@ -88,14 +88,12 @@ def to_record(origin: str, pairs: Sequence[Sequence[StoredExample]]) -> dict:
     image that several examples show is stored once."""
     images: dict[str, ImageBytes] = {}
     tables: dict[str, list] = {"masks": [], "examples": [], "uses": []}
-    for role, example, shown, mask in (stored for pair in pairs for stored in pair):
+    for values, shown, mask in (stored for pair in pairs for stored in pair):
         images |= {key: image for key, image in shown if key not in images}
         places = list(images)
         tables["uses"] += [{"example": len(tables["examples"]), "image": places.index(key)} for key, _ in shown]
-        values = {"role": role, "origin": _origin_bytes(example.origin), "text": example.text.encode()}
-        values["upright"] = int(example.upright)
         number = _NONE if mask is None else len(tables["masks"])
-        tables["examples"].append(values | {"prompt": _prompt_json(example.prompt), "mask": number})
+        tables["examples"].append(values | {"mask": number})
         tables["masks"] += [] if mask is None else [io.BytesIO(mask)]
     stored = [
         {"encoded": io.BytesIO(x), "height": x.size[0], "width": x.size[1], "orientation": x.orientation}
@@ -105,6 +103,8 @@ def to_record(origin: str, pairs: Sequence[Sequence[StoredExample]]) -> dict:
 
 
 def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> StoredExample:
+    values = {"role": role, "origin": _origin_bytes(example.origin), "text": example.text.encode()}
+    values |= {"prompt": _prompt_json(example.prompt), "upright": int(example.upright)}
     images = []
     for source in example.images:
         key = image_key(source)
@@ -113,10 +113,10 @@ def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> Store
         images.append((key, shared[key]))
     mask = None if example.prompt is None else example.prompt.mask
     if mask is None:
-        return StoredExample(role, example, tuple(images), None)
+        return StoredExample(values, tuple(images), None)
     size = image_size(images[0][1], example.origin, upright=example.upright)
     inside = load_mask(mask, size, example.origin, upright=example.upright)
-    return StoredExample(role, example, tuple(images), _png(inside))
+    return StoredExample(values, tuple(images), _png(inside))
 
 
 def _png(mask: np.ndarray) -> bytes:
