@@ -127,8 +127,8 @@ class Embedder:
         return embeddings
 
     def use(self, params: Mapping[str, jax.Array]) -> None:
-        """Embeds with these parameters from now on; with the same shapes and dtypes nothing is compiled again. Until the
-        next call, {} lets go of the arrays."""
+        """Embeds with these parameters from now on; with the same shapes and dtypes nothing is compiled again. {} lets
+        go of the arrays until the next call."""
         self._programs.use(params)
 
     def look(self, image, *, segmentation: bool = True) -> Look:
