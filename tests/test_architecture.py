@@ -57,7 +57,7 @@ ROOMS = {
         LEAVES | GROUND | {"data/encoding", "data/formats", "parallel", "embedding"},
         {"numpy", "rich", "matplotlib"},
     ),
-    "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
+    "train/step": (_TRAIN | {"ops", "eval"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
     "train/reporting": (
@@ -67,7 +67,7 @@ ROOMS = {
     "train": (
         _TRAIN
         | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
-        | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
+        | {"data/encoding", "data/loading", "data/sources", "data/row_groups", "embedding", "eval"},
         {"jax", "flax", "numpy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
