@@ -30,7 +30,7 @@ ROOMS = {
     "atomic_files": (set(), set()),
     "exit_status": (set(), set()),
     "console": (set(), {"rich"}),
-    "data": (LEAVES | {"disk"}, {"numpy"}),
+    "data": (LEAVES | {"disk"}, {"numpy", "PIL"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
     "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),

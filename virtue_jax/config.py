@@ -124,6 +124,8 @@ class Compat:
         `<|vision_start|>`).
     prompt_kinds: "all", or "single" = one box or one positive point per example, no mask (5.2).
     coordinates_in_text: whether the template writes the box or point into the text, as the reference's prompts do.
+    exif_orientation: "apply" = people's own pictures are turned upright, so that boxes are in the pixels that viewers
+        show (`Example.upright`); "ignore" = every picture is read as stored, as the released code does.
     """
 
     sam_source: str = "raw"
@@ -132,12 +134,14 @@ class Compat:
     image_markup: str = "<|vision_start|><|image_pad|><|vision_end|>"
     prompt_kinds: str = "all"
     coordinates_in_text: bool = True
+    exif_orientation: str = "apply"
 
     def __post_init__(self):
         _one_of("sam_source", self.sam_source, ("raw", "qwen"))
         _one_of("box_frame", self.box_frame, ("image", "verbatim"))
         _one_of("positions", self.positions, POSITION_SCHEMES)
         _one_of("prompt_kinds", self.prompt_kinds, ("all", "single"))
+        _one_of("exif_orientation", self.exif_orientation, ("apply", "ignore"))
 
     @classmethod
     def paper(cls) -> "Compat":
@@ -153,6 +157,7 @@ class Compat:
             positions="prefix",
             image_markup="<|image_pad|>",
             prompt_kinds="single",
+            exif_orientation="ignore",
         )
 
     @classmethod

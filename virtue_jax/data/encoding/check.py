@@ -1,48 +1,38 @@
-"""Whether an example can be embedded, as far as headers show it."""
+"""What is wrong with an example, as far as headers and texts show it: asked of all inputs before the model runs."""
 
-import io
-
-from PIL import Image
+from typing import NamedTuple
 
 from virtue_jax.data.encoding.encode import ExampleEncoder
-from virtue_jax.data.encoding.images import load_image
-from virtue_jax.data.encoding.prompts import check_prompt, prompt_text
-from virtue_jax.data.encoding.qwen_image import resized_size
-from virtue_jax.data.example import Example, ImageBytes, InvalidExample
+from virtue_jax.data.encoding.images import check_mask, image_size
+from virtue_jax.data.encoding.prompts import check_prompt
+from virtue_jax.data.encoding.qwen_image import check_aspect_ratio, resized_size
+from virtue_jax.data.example import Example
+
+
+class _ImageTokens(NamedTuple):
+    """What the text takes of an image (`encode.TokenGrid`)."""
+
+    vision_tokens: int
+    grid: tuple[int, int]
 
 
 def check_example(example: Example, encoder: ExampleEncoder) -> None:
-    """Reads headers of images only.
+    """Does what `encoder.encode` does, short of decoding pixels: files are opened for their headers, boxes, points and
+    masks compared with the image's size, the text tokenised. What only the pixels show (a damaged or cut-off file, a
+    mask with nothing inside) is found by `encode`.
 
     Raises:
-        InvalidExample: as `ExampleEncoder.encode`, for what shows without pixels.
+        InvalidExample: as `encode`; names `example.origin`.
     """
-    sizes = [_size_in_header(source, example.origin) for source in example.images]
-    for height, width in sizes:
-        try:
-            resized_size(height, width, encoder.config)
-        except InvalidExample:
-            raise
-        except ValueError as error:
-            raise InvalidExample(f"{example.origin}: {error}") from error
-    compat = encoder.config.compat
+    config, upright = encoder.config, encoder.reads_upright(example)
+    sizes = [image_size(source, example.origin, upright=upright) for source in example.images]
+    images = []
+    for size in sizes:
+        check_aspect_ratio(*size, example.origin)
+        rows, columns = (side // config.vision.patch_size for side in resized_size(*size, config))
+        images.append(_ImageTokens(rows * columns // config.vision.spatial_merge_size**2, (rows, columns)))
     if example.prompt is not None:
-        check_prompt(example.prompt, sizes[0], compat, example.origin)
-    text = prompt_text(example, sizes[0] if sizes else None, compat)
-    try:
-        tokens, _ = encoder.tokenizer.encode(text, [1] * len(sizes))
-    except ValueError as error:
-        raise InvalidExample(f"{example.origin}: {error}") from error
-    if not len(tokens):
-        raise InvalidExample(f"{example.origin}: the text {text!r} has no token; write something")
-
-
-def _size_in_header(source, origin: str) -> tuple[int, int]:
-    """(height, width)"""
-    if isinstance(source, ImageBytes):
-        return source.size
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.size[::-1]
-    except (OSError, ValueError, SyntaxError):
-        return load_image(source, origin).shape[:2]  # says what is wrong with it
+        check_prompt(example.prompt, sizes[0], config.compat, example.origin)
+        if example.prompt.mask is not None:
+            check_mask(example.prompt.mask, sizes[0], example.origin, upright=upright)
+    encoder.tokens(example, sizes[0] if sizes else None, images)

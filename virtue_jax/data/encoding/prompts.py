@@ -14,6 +14,7 @@ SAM_FRAME = 1024  # side of the frame that `VisualPrompt.frame` "sam" means, wha
 BOX_CORNERS = (2, 3)  # SAM-2's labels of a box's top-left and bottom-right corner
 MASK_LOGIT = 10.0  # of a binary mask's inside; its outside is the negative (golden README, section 5, item 3)
 _BOX_TOLERANCE = 1.0  # image pixels by which rounding may push a box over the edge
+_LEAST_SIDE = 1 - 1e-6  # of a box, pixels of its frame; x1 + width - x1 may fall short of width by rounding
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
 def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Compat, origin: str) -> None:
     """Refuses a prompt that the compat cannot honour or that lies outside its frame.
 
-    Points may lie on the frame's edge; a box may reach over it by at most one image pixel, for rounding's sake.
+    Points may lie on the frame's edge; a box may reach over it by at most one image pixel, for rounding's sake. A box
+    less than a pixel of its frame wide or high was given in fractions of the image.
 
     Raises:
         InvalidExample: names frame size, value and remedy.
@@ -78,6 +80,11 @@ def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Comp
     if prompt.box is not None:
         slack = np.array([width, height]) / np.array(image_size[::-1]) * _BOX_TOLERANCE
         corners = np.array(prompt.box, np.float64).reshape(2, 2)
+        if (corners[1] - corners[0] < _LEAST_SIDE).any():
+            raise InvalidExample(
+                f"{origin}: box [{_listed(prompt.box)}] is less than a pixel wide or high in the {frame}: give it in "
+                "pixels, not as fractions from 0 to 1"
+            )
         clipped = np.clip(corners, 0, [width, height])
         if (np.abs(corners - clipped) > slack).any() or (clipped[0] >= clipped[1]).any():
             raise InvalidExample(f"{origin}: box [{_listed(prompt.box)}] is outside the {frame}: {remedy}")
@@ -94,12 +101,14 @@ def encode_prompt(
     points_per_side: int,
     compat: Compat,
     origin: str,
+    upright: bool = False,
 ) -> EncodedPrompt:
     """A prompt on an image of image_size (H, W) for a SAM input of side `sam_size`; None = the points of `point_grid`.
 
     Order: box corners, points, then SAM-2's padding point wherever there is any (none for a mask alone: its
     image predictor's convention). A box over the edge by rounding is clipped, except where `Compat.box_frame` is
-    "verbatim": there its numbers stay as they are, only scaled from SAM_FRAME to `sam_size`.
+    "verbatim": there its numbers stay as they are, only scaled from SAM_FRAME to `sam_size`. upright: whether a mask
+    file is read as viewers show it, as its image is.
 
     Raises:
         InvalidExample: as `check_prompt` and `load_mask`.
@@ -115,7 +124,9 @@ def encode_prompt(
     scale = sam_size / np.array(_frame_size(prompt, image_size))
     points += [np.array(point[:2]) * scale for point in prompt.points]
     labels += [int(point[2]) for point in prompt.points]
-    mask = None if prompt.mask is None else mask_logits(load_mask(prompt.mask, image_size, origin), sam_size // 4)
+    mask = None
+    if prompt.mask is not None:
+        mask = mask_logits(load_mask(prompt.mask, image_size, origin, upright=upright), sam_size // 4)
     return _sparse(points, labels, mask)
 
 

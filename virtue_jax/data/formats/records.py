@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.proto import tf_example_pb2
 
 from virtue_jax.data.encoding.encode import image_key
-from virtue_jax.data.encoding.images import load_image, load_mask
+from virtue_jax.data.encoding.images import decoded_whole, image_size, load_image, load_mask
 from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair, VisualPrompt
+from virtue_jax.data.pixels import ImagePixels
 
-NAME, VERSION, SPLIT = "virtue_pairs", "1.0.0", "train"
+NAME, VERSION, SPLIT = "virtue_pairs", "1.1.0", "train"
 _QUERY, _POSITIVE, _NEGATIVE = range(3)
 _ROLES = ("query", "positive", "negative")
 _NONE = -1
@@ -42,7 +43,9 @@ def _features() -> tfds.features.FeaturesDict:
     return kinds.FeaturesDict(
         {
             "origin": kinds.Text(),
-            "images": kinds.Sequence({"encoded": kinds.Image(), "height": np.int32, "width": np.int32}),
+            "images": kinds.Sequence(
+                {"encoded": kinds.Image(), "height": np.int32, "width": np.int32, "orientation": np.int32}
+            ),
             "masks": kinds.Sequence(kinds.Image(shape=(None, None, 1), encoding_format="png")),
             "examples": kinds.Sequence(
                 {
@@ -51,6 +54,7 @@ def _features() -> tfds.features.FeaturesDict:
                     "text": kinds.Text(),
                     "prompt": kinds.Text(),
                     "mask": np.int32,
+                    "upright": np.int32,
                 }
             ),
             "uses": kinds.Sequence({"example": np.int32, "image": np.int32}),
@@ -80,18 +84,21 @@ class RecordTables:
         masks = [self._mask(example, places) for _, example, places in shown]
         for (role, example, places), mask in zip(shown, masks, strict=True):
             self._uses += [{"example": len(self._examples), "image": place} for place in places]
-            row = {"role": role, "origin": _told(example.origin), "text": _text(example)}
+            row = {"role": role, "origin": _told(example.origin), "text": example.text.encode()}
+            row["upright"] = int(example.upright)
             self._examples.append(row | self._prompt(example.prompt, mask))
 
     def record(self, origin: str) -> dict:
-        images = [{"encoded": io.BytesIO(one), "height": one.size[0], "width": one.size[1]} for one in self._images]
+        images = [
+            {"encoded": io.BytesIO(i), "height": i.size[0], "width": i.size[1], "orientation": i.orientation}
+            for i in self._images
+        ]
         masks = [io.BytesIO(mask) for mask in self._masks]
         tables = {"images": images, "masks": masks, "examples": self._examples, "uses": self._uses}
         return {"origin": _told(origin)} | tables
 
     def _shown(self, example: Example) -> list[int]:
         """Places of the example's images."""
-        _text(example)
         places = []
         for source in example.images:
             key = image_key(source)
@@ -106,7 +113,8 @@ class RecordTables:
         if example.prompt is None or example.prompt.mask is None:
             return None
         encoded = io.BytesIO()
-        inside = load_mask(example.prompt.mask, self._images[places[0]].size, example.origin)
+        size = image_size(self._images[places[0]], example.origin, upright=example.upright)
+        inside = load_mask(example.prompt.mask, size, example.origin, upright=example.upright)
         Image.fromarray(inside).save(encoded, "PNG")
         return encoded.getvalue()
 
@@ -119,13 +127,6 @@ class RecordTables:
         return {"prompt": told, "mask": _NONE if mask is None else len(self._masks) - 1}
 
 
-def _text(example: Example) -> bytes:
-    try:
-        return example.text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidExample(f"{example.origin}: the text is not Unicode ({error}); correct it") from error
-
-
 def _told(origin: str) -> bytes:
     """File names may hold bytes that are no text."""
     return origin.encode(errors="backslashreplace")
@@ -133,14 +134,23 @@ def _told(origin: str) -> bytes:
 
 def _checked_image(source, origin: str) -> ImageBytes:
     """The bytes of an image that have been decoded whole."""
+    if isinstance(source, ImagePixels):
+        source = _encoded(source)
     if isinstance(source, bytes):
-        return ImageBytes(source, load_image(source, origin).shape[:2])
+        return decoded_whole(source, origin)
     try:
-        encoded = Path(source).read_bytes()
-        return ImageBytes(encoded, load_image(encoded, origin).shape[:2])
+        return decoded_whole(Path(source).read_bytes(), origin)
     except (InvalidExample, OSError):
         load_image(source, origin)  # the same error, with the file's name in it
         raise
+
+
+def _encoded(image: ImagePixels) -> bytes:
+    """PNG, with the orientation."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = image.orientation
+    Image.fromarray(image.levels).save(file, "PNG", exif=exif)
+    return file.getvalue()
 
 
 def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
@@ -156,20 +166,23 @@ def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
     def numbers(name: str) -> Sequence[int]:
         return columns[name].int64_list.value
 
-    stored = zip(texts("images/encoded"), numbers("images/height"), numbers("images/width"), strict=True)
-    images = [ImageBytes(encoded, (height, width)) for encoded, height, width in stored]
+    headers = (numbers(f"images/{name}") for name in ("height", "width", "orientation"))
+    stored = zip(texts("images/encoded"), *headers, strict=True)
+    images = [ImageBytes(encoded, (height, width), orientation) for encoded, height, width, orientation in stored]
     masks = texts("masks")
     shown: list[list[ImageBytes]] = [[] for _ in numbers("examples/role")]
     for example, image in zip(numbers("uses/example"), numbers("uses/image"), strict=True):
         shown[example].append(images[image])
     told = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
-    rows = zip(numbers("examples/role"), *told, numbers("examples/mask"), shown, strict=True)
+    rows = zip(
+        numbers("examples/role"), *told, numbers("examples/mask"), numbers("examples/upright"), shown, strict=True
+    )
     pairs: list[tuple[list[Example], ...]] = []
-    for role, origin, text, prompt, mask, sources in rows:
+    for role, origin, text, prompt, mask, upright, sources in rows:
         if role == _QUERY:
             pairs.append(tuple([] for _ in _ROLES))
         visual = _visual_prompt(prompt, masks[mask] if mask != _NONE else None)
-        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode()))
+        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode(), bool(upright)))
     made = tuple(TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs)
     (origin,) = texts("origin")
     return origin.decode(), made

@@ -104,7 +104,7 @@ class ScarTraining(_ScarRows, PairRows):
         image = self.image_path(table, values["qry_image_path"], origin)
         kind = _choose(self.prompts, f"{self.seed}:{table.path.name}:{number}")
         query = Example(
-            bare_text(values["qry"], "qry", origin), (image,), object_prompt(kind, values, image, origin), origin
+            bare_text(values["qry"], "qry", origin), (image,), object_prompt(kind, values, image, origin), origin, False
         )
         positive = self.side("positive", table, values["pos_text"], values["pos_image_path"], origin)
         return TrainingPair(query, positive, self.negatives(table, values, origin))
@@ -144,7 +144,7 @@ class ScarEvaluation(_ScarRows):
         mask = object_mask(values, image, origin) if self.masks else None
         prompt = object_prompt(self.prompt, values, image, origin)
         return ScarQuestion(
-            query=Example(bare_text(values["qry_text"], "qry_text", origin), (image,), prompt, origin),
+            query=Example(bare_text(values["qry_text"], "qry_text", origin), (image,), prompt, origin, upright=False),
             candidates=candidates,
             types=types,
             box=object_box(values["bbox"], origin),

@@ -4,8 +4,8 @@ import json
 import math
 
 import numpy as np
-from PIL import Image
 
+from virtue_jax.data.encoding.images import image_size
 from virtue_jax.data.example import POSITIVE, InvalidExample, VisualPrompt
 from virtue_jax.data.masks import decode_segmentation, deepest_pixel
 
@@ -84,15 +84,14 @@ def object_mask(values: dict, image: str, origin: str) -> np.ndarray:
     value = values.get("segmentation")
     if value is None:
         raise InvalidExample(f"{origin}: no segmentation, so neither mask nor point can be made of it; use box prompts")
-    with Image.open(image) as opened:
-        width, height = opened.size
+    height, width = image_size(image, origin)
     try:
         if isinstance(value, str) and value[:1] in ("{", "["):
             value = json.loads(value)
         if isinstance(value, str | bytes):
             value = {"size": [height, width], "counts": value}
         mask = decode_segmentation(value, height, width)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidExample(f"{origin}: {error}") from error
     if not mask.any():
         raise InvalidExample(f"{origin}: the segmentation has no pixel inside; correct it or use box prompts")

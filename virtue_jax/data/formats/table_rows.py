@@ -82,7 +82,7 @@ class TableRows:
         text_column, image_column = SIDES[name]
         images = (self.image_path(table, image, origin, image_column),) if image else ()
         full_origin = origin if name == "query" else f"{origin} {text_column}"
-        return Example(bare_text(text, text_column, origin), images, None, full_origin)
+        return Example(bare_text(text, text_column, origin), images, None, full_origin, upright=False)
 
     def negatives(self, table: ParquetRows, values: dict, origin: str) -> tuple[Example, ...]:
         """The hard negatives of a row's `neg_text` and `neg_image_path`: one each, or lists; empty entries are none."""
