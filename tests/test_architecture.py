@@ -32,14 +32,14 @@ ROOMS = {
     "console": (set(), {"rich"}),
     "data": (LEAVES | {"disk"}, {"numpy", "PIL"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
-    "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
+    "data/packing": (LEAVES | GROUND | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
-        LEAVES | GROUND | {"data/encoding", "data/loading"},
+        LEAVES | GROUND | {"data/encoding", "disk", "atomic_files"},
         {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
     ),
     "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
-    "data/scenes": (GROUND, {"numpy", "PIL", "pyarrow"}),
+    "data/scenes": (GROUND | {"data/formats"}, {"numpy", "PIL", "pyarrow"}),
     "data/row_groups": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
         {"numpy", "PIL"},
@@ -47,8 +47,8 @@ ROOMS = {
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
-    "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
-    "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
+    "array_store": (set(), {"jax", "numpy", "tensorstore"}),
+    "model_directory": ({"config", "models", "atomic_files", "array_store"}, {"jax", "numpy"}),
     "embedding": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
         {"jax", "numpy"},
@@ -68,7 +68,7 @@ ROOMS = {
         _TRAIN
         | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
         | {"data/encoding", "data/loading", "data/sources", "data/row_groups", "embedding", "eval"},
-        {"jax", "flax", "numpy", "rich", "orbax", "etils"},
+        {"jax", "flax", "numpy", "scipy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
     "aot": (
@@ -90,7 +90,7 @@ ROOMS = {
     ),
     "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "model_directory", "models", "atomic_files", "lazy_write", "console", "exit_status"},
+        {"config", "model_directory", "models", "atomic_files", "array_store", "console", "exit_status"},
         {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
     ),
 }

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from virtue_jax.cli import compile as compile_command
 from virtue_jax.cli import rows as rows_command
 from virtue_jax.cli.main import COMMANDS, main
 from virtue_jax.cli.parser import Parser, UsageError, add_run_file, parse
 from virtue_jax.cli.run_file import read_run_file
-from virtue_jax.exit_status import DONE, REFUSED, UNREAD
+from virtue_jax.exit_status import DONE, INTERRUPTED, REFUSED, UNREAD
 
 HEAVY = ("jax", "torch", "transformers", "flax", "tensorflow", "grain", "matplotlib")
 VIRTUE = [sys.executable, "-c", "from virtue_jax.cli.main import main; main()"]
@@ -155,6 +156,19 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(line):
     assert process.wait(60) in (UNREAD, DONE) and errors == ""
 
 
+def test_ctrl_c_ends_a_command_in_a_line(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virtue_jax.cli.flags.run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["flags", "v6e"])
+    assert ended.value.code == INTERRUPTED
+    assert capsys.readouterr().err == "virtue flags: stopped by Ctrl-C\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["flags", "v6e", "--traceback"])
+
+
 def test_a_table_in_a_file_has_its_lines_whole():
     line = [*VIRTUE, "flags", "gpu", "--explain"]
     told = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": "."}, check=True).stdout
@@ -165,3 +179,16 @@ def test_choices_that_are_written_down_twice_are_equal():
     from virtue_jax.data.row_groups.published import PUBLISHED
 
     assert tuple(PUBLISHED) == rows_command.LENGTHS
+
+
+def test_set_is_short_for_the_options_of_compile(run_file):
+    parser = Parser(prog="virtue compile")
+    compile_command.add_arguments(parser)
+    line = ["--config", run_file, "--topology", "v5e:4x4", "--set", "batch=64", "--set=part.size=2", "--config.steps=9"]
+    args = parse(parser, parser, line)
+    assert args.batch == 64
+    assert compile_command._inputs(args)["overrides"] == {"part.size": "2", "steps": "9"}
+    assert read_run_file(args.config, args.settings)["part"] == {"size": 2}
+    for wrong in ("batch", "=3", "batch=0"):
+        with pytest.raises(UsageError, match="argument --set: "):
+            parse(parser, parser, [*line, "--set", wrong])

@@ -11,7 +11,8 @@ import pytest
 from configs import quickstart
 from virtue_jax.config import AdapterConfig, from_dict
 from virtue_jax.data.formats.mmeb import SUBSETS
-from virtue_jax.data.packing.first_fit import Need, misfit
+from virtue_jax.data.packing.first_fit import misfit
+from virtue_jax.data.packing.need import Need
 from virtue_jax.data.row_groups.published import published_needs
 from virtue_jax.data.row_groups.simulate import SampleOrder, simulate
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, splash_block

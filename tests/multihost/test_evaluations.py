@@ -30,7 +30,12 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     write_scenes(folder / "questions", train=0, eval=4, seed=6, width=(64, 64), height=(64, 64), objects=(2, 3))
     made_model(folder)
     evals = {"scar": {"path": str(folder / "questions"), "modes": ("prompt", "none"), "limit": 7, "every": 1}}
-    options = [f"--config.evals={evals}", "--config.keep_best=scar", f"--config.steps={STEPS}"]
+    options = [
+        f"--config.evals={evals}",
+        "--config.keep_best=scar",
+        f"--config.steps={STEPS}",
+        "--config.optimizer.warmup_steps=1",
+    ]
     for processes, mesh in ((1, {"fsdp": 1}), (2, {"fsdp": 8})):
         workdir = folder / str(processes)
         ended(started(folder, workdir, processes, *options, f"--config.mesh={mesh}"), workdir, 0)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_jax.atomic_files import replace_text
 from virtue_jax.cli.parser import SETTING, add_run_file, positive
 from virtue_jax.cli.run_file import train_config
 from virtue_jax.exit_status import DOES_NOT_FIT
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     report = step_report(request, _inputs(args), lambda line: screen.print(line))
     print_report(report, screen)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1))
+        replace_text(args.json, json.dumps(report, indent=1))
     if not report["fits"]:
         sys.exit(DOES_NOT_FIT)
 

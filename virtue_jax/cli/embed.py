@@ -5,10 +5,10 @@ then says which lines are there, from 1, and NAME.quarantine.jsonl beside the ou
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_jax.atomic_files import new_file
 from virtue_jax.cli.parser import positive
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.config import POSITION_SCHEMES
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the embeddings."""
+    import numpy as np
+
     from virtue_jax.embedding.embedder import Embedder
 
     out = Path(args.out)
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
     )
     embeddings = lines.embed(embedder)
     kept = {"line": lines.numbers} if args.skip_bad else {}
-    save_npz(out, embedding=embeddings, **kept)
+    with new_file(out) as path:
+        np.savez(path, embedding=embeddings, **kept)
     print(f"{args.out}: embedding float32{list(embeddings.shape)}")
     listed = lines.list_bad(out)
     if listed is not None:
@@ -123,15 +126,3 @@ class _Lines:
         bad = sorted(self.bad.items())
         quarantine.add([{"element": line, "origin": found.origin, "error": found.error} for line, found in bad])
         return quarantine.path if bad else None
-
-
-def save_npz(path: Path, **arrays: "np.ndarray") -> None:
-    """Whole or not at all: written beside `path` and renamed."""
-    import numpy as np
-
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez(unfinished, **arrays)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import select
 import sys
 
 from virtue_jax.cli.parser import Parser, UsageError, add_options_of_all, parse
-from virtue_jax.exit_status import REFUSED, UNREAD
+from virtue_jax.exit_status import INTERRUPTED, REFUSED, UNREAD
 
 COMMANDS = {
     "scenes": "make SCaR-like images and parquet files, no download needed",
@@ -34,10 +34,16 @@ def main(argv: list[str] | None = None) -> None:
         try:
             _carry_out(line)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where the shell has closed it: `>&-`
+                sys.stdout.flush()
     except UsageError as error:
         print(f"{error.command}: {error}\n(`{error.command} --help` tells what each is)", file=sys.stderr)
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        if "--traceback" in line:
+            raise
+        print(f"virtue {_command_of(line)}: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written goes nowhere
@@ -72,9 +78,9 @@ def _parsers(name: str) -> tuple[Parser, Parser | None]:
     parser.set_defaults(traceback=False)
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", help="COMMAND --help tells more")
     command = None
-    for each, purpose in COMMANDS.items():
-        subparser = commands.add_parser(each, help=purpose)
-        if each == name:
+    for title, purpose in COMMANDS.items():
+        subparser = commands.add_parser(title, help=purpose)
+        if title == name:
             module, command = importlib.import_module(f"virtue_jax.cli.{name}"), subparser
             command.description = module.__doc__
             command.set_defaults(run=module.run)

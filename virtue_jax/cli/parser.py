@@ -14,7 +14,7 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UsageError` where argparse prints and exits. Options cannot be shortened: a new one breaks no line."""
+    """argparse that raises `UsageError` in place of exiting. Options cannot be shortened: a new one breaks no line."""
 
     def __init__(self, **settings):
         shape = argparse.RawDescriptionHelpFormatter

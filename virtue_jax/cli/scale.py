@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.calibrate:
         calibrate(args.calibrate, Path(args.out or "calibration.json"), console())
     elif args.study:
-        studies = [read_study(name) for given in args.study for name in (presets() if given == "all" else [given])]
+        studies = [read_study(name) for asked in args.study for name in (presets() if asked == "all" else [asked])]
         factors = load(args.calibration) if args.calibration else None
         if args.dry_run:
             _print_points(studies, args)

@@ -13,6 +13,8 @@ _EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "
 _WITH_ALPHA = ("LA", "PA", "RGBA", "La", "RGBa")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258  # TIFF tags
+# Not pictures to Pillow alone: EPS starts Ghostscript, IPTC opens whatever it holds, the rest have no decoder.
+_REFUSED_FORMATS = ("EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 _REMEDY = "scale its values to 0..255 and save it with 8 bits"
 
 
@@ -53,6 +55,7 @@ def image_pixels(value: object) -> ImagePixels:
     if isinstance(value, Image.Image):
         if not value.width or not value.height:
             raise ValueError(f"a PIL image of {value.width}x{value.height} pixels holds none")
+        refuse_format(value)
         check_depth(value)
         levels = rgb_levels(value)  # decodes, which may bring the orientation
         return ImagePixels(levels, orientation_of(value))
@@ -69,6 +72,16 @@ def image_pixels(value: object) -> ImagePixels:
         )
     levels = levels.reshape(*levels.shape[:2], colours)
     return ImagePixels(np.repeat(levels, 3, axis=2) if colours == 1 else levels[..., :3])
+
+
+def refuse_format(image: Image.Image) -> None:
+    """Refuses an opened picture whose decoder is another program or none.
+
+    Raises:
+        Unsuitable: names the format and what to do.
+    """
+    if image.format in _REFUSED_FORMATS:
+        raise Unsuitable(f"{image.format} files are not read: save it as PNG or JPEG")
 
 
 def check_depth(image: Image.Image) -> None:

@@ -14,7 +14,9 @@ from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example
 from virtue_jax.data.formats.jsonl import parse_example
-from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
@@ -112,12 +114,8 @@ class Embedder:
         # A power of two of rows: the last, smaller parts cost few further programs.
         rows = 1 << (len(encoded) - 1).bit_length()
         padded = encoded + encoded[:1] * (rows - len(encoded))
-        batch = pack_rows(
-            [[e] for e in padded],
-            shape,
-            segmentation_tokens=self.config.segmentation_tokens,
-            sam_size=self.config.sam2.image_size,
-        )
+        places = vision_places([need_of([example]) for example in padded], shape)
+        batch = pack_rows([[example] for example in padded], shape, self.config, vision=places)
         return np.asarray(self._run(self._params, batch))[: len(encoded), 0]
 
 

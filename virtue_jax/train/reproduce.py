@@ -39,17 +39,17 @@ def reproduce(folder: Path) -> tuple[dict[str, float], dict[str, int]]:
     """
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"{folder} is not a whole reproducer (no {RUN}); give a workdir/nonfinite_step_K")
-    said = json.loads((folder / RUN).read_text())
-    config = from_dict(TrainConfig, said["config"], str(folder / RUN))
-    virtue = from_dict(VirtueConfig, said["virtue"], str(folder / RUN))
-    parts = [dict(np.load(folder / f"batch_{process}.npz")) for process in range(said["processes"])]
+    record = json.loads((folder / RUN).read_text())
+    config = from_dict(TrainConfig, record["config"], str(folder / RUN))
+    virtue = from_dict(VirtueConfig, record["virtue"], str(folder / RUN))
+    parts = [dict(np.load(folder / f"batch_{process}.npz")) for process in range(record["processes"])]
     groups = grouped(parts)
     mesh = _mesh(groups, [max(1, group.micro_batches) for group in config.data.rows.values()])
     run = setup(dataclasses.replace(config, mesh=MeshConfig()), virtue, mesh)
     frozen = load_weights(config, virtue, run.frozen)
-    if digest(frozen) != said["frozen"]:
+    if digest(frozen) != record["frozen"]:
         raise ValueError(
-            f"{folder}: the step ran over frozen weights with digest {said['frozen']}, those of "
+            f"{folder}: the step ran over frozen weights with digest {record['frozen']}, those of "
             f"{config.model.directory!r} have {digest(frozen)}; put the model back that the run started from"
         )
     with ocp.StandardCheckpointer() as checkpointer:

@@ -8,16 +8,17 @@ import pytest
 from virtue_jax.batch import NOT_A_POINT
 from virtue_jax.data.example import Example
 from virtue_jax.data.packing.invariants import validate
-from virtue_jax.data.packing.pack import pack_rows, row_shape
-
-SIZES = {"segmentation_tokens": 16, "sam_size": 256}
+from virtue_jax.data.packing.need import row_shape
+from virtue_jax.data.packing.pack import pack_rows
 
 
 def test_packed_batches_are_valid(rows, packed, small_sam_encoder):
     shape, batch = packed
-    validate(batch, shape, **SIZES)
+    config = small_sam_encoder.config
+    validate(batch, shape, config)
     text = [[small_sam_encoder.encode(Example("hi"))]]
-    validate(pack_rows(text, row_shape(text, slots=8), **SIZES), row_shape(text, slots=8), **SIZES)
+    shape = row_shape(text, slots=8)
+    validate(pack_rows(text, shape, config, vision=[{}]), shape, config)
 
 
 def change(array: np.ndarray, place, value) -> np.ndarray:
@@ -60,18 +61,18 @@ def change(array: np.ndarray, place, value) -> np.ndarray:
         ("sam_images", (0, 0, 0, 0, 0), np.inf, "sam_images not finite"),
     ],
 )
-def test_each_broken_promise_is_found_and_its_row_named(name, place, value, message, packed):
+def test_each_broken_promise_is_found_and_its_row_named(name, place, value, message, packed, small_sam_encoder):
     shape, batch = packed
     broken = batch._replace(**{name: change(getattr(batch, name), place, value)})
     with pytest.raises(ValueError, match=rf"{message}[^;]*\(rows \[{place[0]}\]\)"):
-        validate(broken, shape, **SIZES)
+        validate(broken, shape, small_sam_encoder.config)
 
 
-def test_wrong_arrays_are_named_with_what_was_expected(packed):
+def test_wrong_arrays_are_named_with_what_was_expected(packed, small_sam_encoder):
     shape, batch = packed
     with pytest.raises(ValueError, match=r"tokens is int64.*expected int32"):
-        validate(batch._replace(tokens=batch.tokens.astype(np.int64)), shape, **SIZES)
+        validate(batch._replace(tokens=batch.tokens.astype(np.int64)), shape, small_sam_encoder.config)
     with pytest.raises(ValueError, match="patches is missing"):
-        validate(batch._replace(patches=None), shape, **SIZES)
+        validate(batch._replace(patches=None), shape, small_sam_encoder.config)
     with pytest.raises(ValueError, match="prompt_masks is there, the shape has none"):
-        validate(batch, dataclasses.replace(shape, masks=False), **SIZES)
+        validate(batch, dataclasses.replace(shape, masks=False), small_sam_encoder.config)

@@ -6,7 +6,8 @@ import pytest
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.packing.first_fit import Need, misfit
+from virtue_jax.data.packing.first_fit import misfit
+from virtue_jax.data.packing.need import Need
 from virtue_jax.data.row_groups.choose import Demand, choose_rows
 from virtue_jax.data.row_groups.published import MMEB, SCAR, published_needs
 from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate

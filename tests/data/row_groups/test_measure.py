@@ -5,9 +5,8 @@ import pytest
 
 from virtue_jax.batch import RowShape
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair, VisualPrompt
-from virtue_jax.data.loading.elements import Segment, item_need
 from virtue_jax.data.loading.loader import training_loader
-from virtue_jax.data.packing.pack import Label
+from virtue_jax.data.packing.need import need_of
 from virtue_jax.data.pair_source import PairRows
 from virtue_jax.data.row_groups.measure import LengthMeasure, measured_needs
 from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate
@@ -42,7 +41,7 @@ def examples(pictures):
 def test_measured_needs_are_those_of_encoded_examples(measure, small_sam_encoder, pictures):
     for example in examples(pictures):
         encoded = small_sam_encoder.encode(example)
-        assert measure.example(example) == item_need([Segment(encoded, Label.target(0))]), example.text
+        assert measure.example(example) == need_of([encoded]), example.text
 
 
 def test_queries_on_one_image_are_one_item(measure, pictures):

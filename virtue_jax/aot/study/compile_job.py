@@ -52,7 +52,7 @@ class CompileJob:
         self._seen = 0.0
 
     def start(self) -> None:
-        """Raises OSError: the program cannot be run."""
+        """Starts the command in a session of its own. Raises OSError: the program cannot be run."""
         shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
         self._folder.mkdir()
         line = [*self._command, *self.point.arguments(), "--json", str(self._report)]
@@ -64,6 +64,7 @@ class CompileJob:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # its output, and then its error: the last lines are kept
                 start_new_session=True,  # Ctrl-C reaches the study alone, which then ends its processes
                 preexec_fn=_die_with_parent,
             )

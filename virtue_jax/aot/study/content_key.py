@@ -38,8 +38,10 @@ class ContentKeys:
         self._resolve, self._entries, self._root, self._program = resolve, entries, root, program
 
     def key(self, point: Point) -> str:
-        """Raises:
-        ValueError: the run file cannot be used with the point's values.
+        """The digest of a point: what is asked, its run file's values, versions and sources.
+
+        Raises:
+            ValueError: the run file cannot be used with the point's values.
         """
         try:
             values = self._resolve(point.config, point.values())

@@ -5,10 +5,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from virtue_jax.batch import QUERY, TARGET
 from virtue_jax.config import Compat, VirtueConfig
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.positions import ImageSpan, rotary_positions
@@ -16,7 +17,7 @@ from virtue_jax.data.encoding.prompts import EncodedPrompt, encode_prompt, promp
 from virtue_jax.data.encoding.qwen_image import normalise, normalise_patches, qwen_image
 from virtue_jax.data.encoding.sam_image import sam_image, sam_levels
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, ImageSource, InvalidExample
+from virtue_jax.data.example import IMAGE_MARKER, Example, ImageSource, InvalidExample
 from virtue_jax.data.pixels import ImagePixels
 
 
@@ -77,6 +78,22 @@ class EncodedImage:
             sam_image(normalise(self.sam) if self.sam_normalised else self.sam, len(out), out)
 
 
+class Label(NamedTuple):
+    """What an example is to the loss: a query with the contents of the targets it matches, or a target with its own."""
+
+    side: int
+    content: int = -1
+    positives: tuple[int, ...] = ()
+
+    @classmethod
+    def query(cls, *positives: int) -> "Label":
+        return cls(QUERY, -1, positives)
+
+    @classmethod
+    def target(cls, content: int) -> "Label":
+        return cls(TARGET, content)
+
+
 @dataclass(frozen=True)
 class EncodedExample:
     """One example, ready to be packed into a row.
@@ -84,7 +101,8 @@ class EncodedExample:
     tokens: int32[n]; 0 where a segmentation or vision token stands. positions: int32[3, n]. vision: int32[n], index
     of the vision token that stands here, counted through `images`, -1 = none. segmentation: int32[n], index
     of the segmentation token that stands here, -1 = none. images: distinct ones, the prompt's image first. prompt: None
-    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors.
+    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors. label: None for a query
+    without positives (embedding only).
     """
 
     tokens: np.ndarray
@@ -94,6 +112,7 @@ class EncodedExample:
     images: tuple[EncodedImage, ...] = ()
     prompt: EncodedPrompt | None = None
     origin: str = "example"
+    label: Label | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -163,7 +182,10 @@ class ExampleEncoder:
         """
         text = prompt_text(example, size, self.config.compat)
         try:
-            tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
+            if not images and IMAGE_MARKER in example.text:  # what is left of it is a word (`Compat.marker_alone`)
+                tokens, starts = np.array(self.tokenizer.ids(text), np.int32), np.zeros(0, int)
+            else:
+                tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
         except ValueError as error:
             raise InvalidExample(f"{example.origin}: {error}") from error
         if not len(tokens):

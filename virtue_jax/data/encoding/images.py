@@ -20,13 +20,12 @@ from virtue_jax.data.pixels import (
     check_depth,
     mask_inside,
     orientation_of,
+    refuse_format,
     rgb_levels,
     turned,
     turned_size,
 )
 
-# Not pictures to Pillow alone: EPS starts Ghostscript, IPTC opens whatever it holds, the rest have no decoder.
-_REFUSED_FORMATS = ("EPS", "IPTC", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 # Whose size in the header is that of the decoded picture; an icon's, for one, may be another.
 _HEADER_HOLDS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
 _LATE_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
@@ -186,8 +185,7 @@ def _read(source, kind: str, origin: str, read: Callable[[Image.Image], Value]) 
     _refuse_unreadable(source, name, origin)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.format in _REFUSED_FORMATS:
-                raise Unsuitable(f"{image.format} files are not read: save it as PNG or JPEG")
+            refuse_format(image)
             return read(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         wrong = f"is too large ({error or 'no memory for it'}); make it smaller"

@@ -1,35 +1,28 @@
 """Elements of the training data: one pair, or several on one image, read, encoded and measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, ExampleEncoder, Label
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.identity import content_id
 from virtue_jax.data.loading.order import ElementOrder
-from virtue_jax.data.packing.first_fit import Groups, Need, fits_a_row, misfit
-from virtue_jax.data.packing.pack import Label
+from virtue_jax.data.packing.first_fit import Groups, fits_a_row, misfit
+from virtue_jax.data.packing.need import Need, need_of
 from virtue_jax.data.pair_source import PairSource, pair_origin
 from virtue_jax.data.unreadable import Unreadable, readable
 
 
-class Segment(NamedTuple):
-    """One example of a row, and what it is to the loss."""
-
-    example: EncodedExample
-    label: Label
-
-
 @dataclass(frozen=True)
 class Element:
-    """items: segments that go into one row each; needs: what these take; pairs: how many queries there are."""
+    """items: examples that go into one row each; needs: what these take; pairs: how many queries there are."""
 
     number: int
     pairs: int
-    items: tuple[tuple[Segment, ...], ...]
+    items: tuple[tuple[EncodedExample, ...], ...]
     needs: tuple[Need, ...]
 
 
@@ -53,8 +46,8 @@ class _Pair(NamedTuple):
     """An encoded pair: the query and its targets."""
 
     origin: str
-    query: Segment
-    targets: tuple[Segment, ...]
+    query: EncodedExample
+    targets: tuple[EncodedExample, ...]
 
 
 @dataclass(frozen=True)
@@ -100,22 +93,24 @@ class ElementReader:
     def _pair(self, pair: TrainingPair, origin: str, place: tuple[int, int], shared: dict[str, EncodedImage]) -> _Pair:
         most = max(shape.positives for shape, _ in self.groups)
         positives = self._draw(pair.positives, most, (*place, 1))
-        query = self.encoder.encode(pair.query, shared=shared, pixels=self.pixels)
-        targets = []
-        for target in (*positives, *self._draw(pair.negatives, self.negatives, place)):
-            encoded = self.encoder.encode(target, shared=shared, pixels=self.pixels)
-            targets.append(Segment(encoded, Label.target(content_id(target))))
-        label = Label.query(*dict.fromkeys(map(content_id, positives)))
-        encoded = _Pair(origin, Segment(query, label), tuple(targets))
-        wrong = misfit([item_need([segment]) for segment in (encoded.query, *targets)], self.groups)
+        query = self._encode(pair.query, shared, Label.query(*dict.fromkeys(map(content_id, positives))))
+        negatives = self._draw(pair.negatives, self.negatives, place)
+        targets = [
+            self._encode(target, shared, Label.target(content_id(target))) for target in (*positives, *negatives)
+        ]
+        wrong = misfit([need_of([example]) for example in (query, *targets)], self.groups)
         if wrong is not None:
             raise InvalidExample(f"{origin}: too large to be packed: {wrong}")
-        return encoded
+        return _Pair(origin, query, tuple(targets))
+
+    def _encode(self, example: Example, shared: dict[str, EncodedImage], label: Label) -> EncodedExample:
+        encoded = self.encoder.encode(example, shared=shared, pixels=self.pixels)
+        return replace(encoded, label=label)
 
     def _element(self, number: int, pairs: Sequence[_Pair]) -> Element:
-        targets = [(segment,) for pair in pairs for segment in pair.targets]
+        targets = [(example,) for pair in pairs for example in pair.targets]
         items = [*self._rows_of([pair.query for pair in pairs]), *targets]
-        return Element(number, len(pairs), tuple(items), tuple(map(item_need, items)))
+        return Element(number, len(pairs), tuple(items), tuple(map(need_of, items)))
 
     def _draw(self, examples: Sequence[Example], most: int, place: tuple[int, ...]) -> list[Example]:
         if len(examples) <= most:
@@ -123,16 +118,15 @@ class ElementReader:
         order = np.random.default_rng([self.seed, *place]).permutation(len(examples))
         return [examples[i] for i in sorted(order[:most].tolist())]
 
-    def _rows_of(self, queries: Sequence[Segment]) -> list[tuple[Segment, ...]]:
+    def _rows_of(self, queries: Sequence[EncodedExample]) -> list[tuple[EncodedExample, ...]]:
         """Queries on one image together, as many as a row holds."""
-        rows: dict[str, list[list[Segment]]] = {}
-        for number, segment in enumerate(queries):
-            images = segment.example.images
-            same = rows.setdefault(images[0].key if images else f"text {number}", [])
-            if same and fits_a_row(item_need([*same[-1], segment]), self.groups):
-                same[-1].append(segment)
+        rows: dict[str, list[list[EncodedExample]]] = {}
+        for number, query in enumerate(queries):
+            same = rows.setdefault(query.images[0].key if query.images else f"text {number}", [])
+            if same and fits_a_row(need_of([*same[-1], query]), self.groups):
+                same[-1].append(query)
             else:
-                same.append([segment])
+                same.append([query])
         return [tuple(row) for same in rows.values() for row in same]
 
     def _too_large(self, element: Element) -> str | None:
@@ -143,23 +137,3 @@ class ElementReader:
             )
         wrong = misfit(element.needs, self.groups) if element.pairs > 1 else None
         return None if wrong is None else f"too large to be packed: {wrong}"
-
-
-def item_need(segments: Sequence[Segment]) -> Need:
-    """What segments that share a row take of it."""
-    images: dict[str, tuple[str, int, bool]] = {}
-    prompts = [segment.example.prompt for segment in segments if segment.example.prompt is not None]
-    for example, _ in segments:
-        for i, image in enumerate(example.images):
-            prompted = example.prompt is not None and i == 0
-            known = images.get(image.key)
-            images[image.key] = (image.key, len(image.patches), prompted or (known is not None and known[2]))
-    return Need(
-        slots=sum(len(segment.example) for segment in segments),
-        images=tuple(images.values()),
-        examples=len(segments),
-        prompts=len(prompts),
-        points=max((len(prompt.labels) for prompt in prompts), default=0),
-        masks=any(prompt.mask is not None for prompt in prompts),
-        positives=max(len(segment.label.positives) for segment in segments),
-    )

@@ -16,7 +16,7 @@ from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.loading.elements import ElementReader
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.loading.read_pool import ReadPool
-from virtue_jax.data.loading.step_pack import PackReport, RowSizes, StepPacker
+from virtue_jax.data.loading.step_pack import PackReport, StepPacker
 from virtue_jax.data.loading.stream import Stream, StreamRules, StreamState
 from virtue_jax.data.packing.first_fit import Groups
 from virtue_jax.data.packing.layout import PIXELS, check_shape
@@ -76,7 +76,7 @@ def training_loader(
     reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed, pixels)
     ahead = max(1, min(reader.step_pairs, READ_AHEAD // len(own)))
     rules = StreamRules(reader.step_pairs, ahead, bad_rows, order.mean_pairs)
-    packer = StepPacker(of_stream, RowSizes.of(encoder.config, pixels))
+    packer = StepPacker(of_stream, encoder.config, pixels)
     return TrainingLoader(reader, packer, own, streams, rules, worker_count, prefetch)
 
 

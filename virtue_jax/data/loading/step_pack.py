@@ -5,24 +5,10 @@ from dataclasses import dataclass
 
 from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.loading.elements import Segment
+from virtue_jax.data.encoding.encode import EncodedExample
 from virtue_jax.data.loading.stream import Candidates, Stream
 from virtue_jax.data.packing.first_fit import Groups, first_fit
 from virtue_jax.data.packing.pack import distinct_images, pack_rows
-
-
-@dataclass(frozen=True)
-class RowSizes:
-    """Sizes of the model and dtype of pixels, as `pack_rows` takes them."""
-
-    segmentation_tokens: int
-    sam_size: int
-    patch_dim: int
-    pixels: str
-
-    @classmethod
-    def of(cls, config: VirtueConfig, pixels: str) -> "RowSizes":
-        return cls(config.segmentation_tokens, config.sam2.image_size, config.vision.patch_dim, pixels)
 
 
 @dataclass(frozen=True)
@@ -48,29 +34,17 @@ class _Rows:
     """The rows of one group that all streams have together, filled."""
 
     def __init__(self):
-        self.segments: list[list[Segment]] = []
+        self.examples: list[list[EncodedExample]] = []
         self.vision: list[dict[str, int]] = []
-
-    def pack(self, shape, sizes: RowSizes, each: Callable) -> Batch:
-        return pack_rows(
-            [[segment.example for segment in row] for row in self.segments],
-            shape,
-            segmentation_tokens=sizes.segmentation_tokens,
-            sam_size=sizes.sam_size,
-            patch_dim=sizes.patch_dim,
-            pixels=sizes.pixels,
-            labels=[[segment.label for segment in row] for row in self.segments],
-            vision=self.vision,
-            each=each,
-        )
 
 
 @dataclass(frozen=True)
 class StepPacker:
-    """groups: shape of each row group and the rows of it that one stream has."""
+    """groups: shape of each row group and the rows of it that one stream has. config: of the model. pixels: dtype."""
 
     groups: Groups
-    sizes: RowSizes
+    config: VirtueConfig
+    pixels: str
 
     def step(self, streams: Sequence[Stream], each: Callable = map) -> tuple[tuple[Batch, ...], PackReport]:
         """Packs what each stream has next, and lets the rest of it wait. each: a `map` to write pixels with."""
@@ -87,30 +61,31 @@ class StepPacker:
             waiting += sum(element.pairs for element in candidates.good if element.number not in packed)
             bad += candidates.bad
         batches = tuple(
-            group.pack(shape, self.sizes, each) for group, (shape, _) in zip(rows, self.groups, strict=True)
+            pack_rows(group.examples, shape, self.config, vision=group.vision, pixels=self.pixels, each=each)
+            for group, (shape, _) in zip(rows, self.groups, strict=True)
         )
         return batches, self._report(rows, pairs, waiting, bad)
 
     def _place(self, candidates: Candidates, rows: Sequence[_Rows]) -> set[int]:
         """Appends one stream's rows; returns the numbers of the elements that are in them."""
         fit = first_fit([element.needs for element in candidates.good], self.groups, candidates.waited)
-        first = [len(group.segments) for group in rows]
+        first = [len(group.examples) for group in rows]
         for group, (_, count), vision in zip(rows, self.groups, fit.vision, strict=True):
-            group.segments += [[] for _ in range(count)]
+            group.examples += [[] for _ in range(count)]
             group.vision += vision
         packed = set()
         for element, places in zip(candidates.good, fit.places, strict=True):
             if places is None:
                 continue
             packed.add(element.number)
-            for segments, (g, r) in zip(element.items, places, strict=True):
-                rows[g].segments[first[g] + r] += segments
+            for examples, (g, r) in zip(element.items, places, strict=True):
+                rows[g].examples[first[g] + r] += examples
         return packed
 
     def _report(self, rows: Sequence[_Rows], pairs: int, waiting: int, bad) -> PackReport:
         shapes = [shape for shape, _ in self.groups]
-        counts = [len(group.segments) for group in rows]
-        examples = [[[segment.example for segment in row] for row in group.segments] for group in rows]
+        examples = [group.examples for group in rows]
+        counts = [len(group) for group in examples]
         return PackReport(
             pairs=pairs,
             waiting=waiting,

@@ -12,7 +12,7 @@ from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair
-from virtue_jax.data.packing.first_fit import Need
+from virtue_jax.data.packing.need import Need, example_need, need_together
 from virtue_jax.data.pair_source import PairSource
 from virtue_jax.data.row_groups.simulate import Element, NeedSource
 from virtue_jax.data.unreadable import Unreadable, readable
@@ -33,15 +33,15 @@ class LengthMeasure:
         Raises:
             InvalidExample: an image that cannot be opened, or a text that does not fit its images.
         """
-        shared: dict[tuple, Need] = {}
+        shared: dict[tuple | int, list[Need]] = {}
         items = []
         for number, pair in enumerate(pairs):
             query = self.example(pair.query)._replace(positives=len(pair.positives))
             key = tuple(image[0] for image in query.images) or number
-            shared[key] = query if key not in shared else _together(shared[key], query)
+            shared.setdefault(key, []).append(query)
             targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
             items += [self.example(target) for target in targets]
-        return (*shared.values(), *items)
+        return (*map(need_together, shared.values()), *items)
 
     def example(self, example: Example) -> Need:
         """What one example takes; its distinct images are told apart by `image_key`, the first is the prompted one."""
@@ -53,15 +53,12 @@ class LengthMeasure:
         size = self._patches[keys[0]][0] if keys else None
         words = len(self.tokenizer.ids(prompt_text(example, size, self.config.compat)))
         vision = sum(self._patches[key][1] // 4 - 1 for key in keys)  # each stands for one placeholder
-        distinct = list(dict.fromkeys(keys))
-        images = tuple((key, self._patches[key][1], number == 0) for number, key in enumerate(distinct))
-        segmentation = self.config.segmentation_tokens if images else 0
-        return Need(
-            slots=segmentation + words + vision,
-            images=images,
-            prompts=int(bool(images)),
-            points=self._points(example) if images else 0,
-            masks=example.prompt is not None and example.prompt.mask is not None,
+        distinct = [(key, self._patches[key][1]) for key in dict.fromkeys(keys)]
+        return example_need(
+            (self.config.segmentation_tokens if keys else 0) + words + vision,
+            distinct,
+            points=self._points(example) if keys else None,
+            mask=example.prompt is not None and example.prompt.mask is not None,
         )
 
     def _points(self, example: Example) -> int:
@@ -100,14 +97,3 @@ def measured_needs(
     if len(errors) > len(elements):
         raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}")
     return NeedSource(elements, pairs, weight)
-
-
-def _together(first: Need, second: Need) -> Need:
-    return first._replace(
-        slots=first.slots + second.slots,
-        examples=first.examples + second.examples,
-        prompts=first.prompts + second.prompts,
-        points=max(first.points, second.points),
-        positives=max(first.positives, second.positives),
-        masks=first.masks or second.masks,
-    )

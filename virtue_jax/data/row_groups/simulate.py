@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from virtue_jax.batch import RowShape
 from virtue_jax.data.loading.order import ElementOrder
-from virtue_jax.data.packing.first_fit import Fit, Groups, Need, first_fit
+from virtue_jax.data.packing.first_fit import Fit, Groups, first_fit
+from virtue_jax.data.packing.need import Need
 
 Element = Sequence[Need]  # the items of one or several pairs; each pair has one query
 

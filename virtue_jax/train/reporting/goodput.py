@@ -13,7 +13,8 @@ from rich.table import Table
 from virtue_jax.atomic_files import replace_text
 
 FILE = "goodput.json"
-PARTS = ("init", "compile", "restore", "data_wait", "steps", "evaluation", "saves")
+# weights: of the model that the run starts from, read or drawn. restore: of a checkpoint.
+PARTS = ("init", "weights", "restore", "compile", "data_wait", "steps", "evaluation", "saves")
 
 
 class Goodput:
