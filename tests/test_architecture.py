@@ -60,7 +60,7 @@ ROOMS = {
         {"numpy", "rich", "matplotlib"},
     ),
     "compilation_cache": (set(), {"jax"}),
-    "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
+    "train/step": (_TRAIN | {"ops", "eval"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
     "train/reporting": (
@@ -70,7 +70,7 @@ ROOMS = {
     "train": (
         _TRAIN
         | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
-        | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
+        | {"data/encoding", "data/loading", "data/sources", "data/row_groups", "embedding", "eval"},
         {"jax", "flax", "numpy", "scipy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),

@@ -73,8 +73,8 @@ def evaluate(
     Raises:
         InvalidExample: as `bad`. BaseException: what `progress` raised, here or on another process.
     """
-    out = {entry.row for entry in left_out}
-    rows = [row for row in task.rows if row not in out]
+    task.left_out = frozenset(entry.row for entry in left_out)
+    rows = [row for row in task.rows if row not in task.left_out]
     share, longest = share_of(rows), -(-len(rows) // process_count())
     scored: dict[str, list[Scored]] = {mode: [] for mode in task.modes}
     for start in range(0, longest, BLOCK):
@@ -83,9 +83,9 @@ def evaluate(
             scored[mode] += answers
         if block.bad:
             bad(block.bad)
-            out |= {entry.row for entry in block.bad}
+            task.left_out |= {entry.row for entry in block.bad}
     results = {mode: summarise(answers, (task.HEADLINE,)) for mode, answers in scored.items()}
-    return EvalResult(task.config.task, task.HEADLINE, results, len(out))
+    return EvalResult(task.config.task, task.HEADLINE, results, len(task.left_out))
 
 
 def _ask(task: Task, embedder: Embedder, rows: Sequence[int], before: int, progress: Callable | None) -> Answers:

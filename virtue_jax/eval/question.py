@@ -48,4 +48,5 @@ def key_of(candidate: Example) -> Hashable:
     if prompt is not None:
         mask = prompt.mask.tobytes() if isinstance(prompt.mask, np.ndarray) else prompt.mask
         prompt = (prompt.box, tuple(map(tuple, prompt.points)), mask, prompt.frame)
-    return candidate.text, *map(image_key, candidate.images), prompt
+    images = (image_key(image, upright=candidate.upright) for image in candidate.images)
+    return candidate.text, *images, prompt

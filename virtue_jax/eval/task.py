@@ -41,6 +41,7 @@ class Task(ABC):
         if unknown:
             raise ValueError(f"modes {list(config.modes)}: expected some of {', '.join(self.MODES)}")
         self.config = config
+        self.left_out: frozenset[int] = frozenset()  # rows known to be bad, from which other questions take nothing
         self.modes = tuple(dict.fromkeys(config.modes)) or self.MODES
 
     @property

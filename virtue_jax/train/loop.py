@@ -16,10 +16,10 @@ from virtue_jax.atomic_files import replace_text
 from virtue_jax.config import from_dict, to_dict
 from virtue_jax.data.config import DataConfig
 from virtue_jax.data.sources.open_data import make_loader, open_sources
-from virtue_jax.model_directory import save_model
 from virtue_jax.parallel.mesh import local_streams, make_mesh, platform_of, row_parts, row_shards
-from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
+from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
 from virtue_jax.train.cost.fitting import fitted_setup
+from virtue_jax.train.evaluations import Evaluations
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
 from virtue_jax.train.reporting.step_log import StepLog
@@ -36,6 +36,7 @@ from virtue_jax.train.survival.identity import CHECKPOINTS, ROWS, forget_another
 from virtue_jax.train.survival.interruption import StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite
 from virtue_jax.train.survival.watchdog import LONG, Watchdog
+from virtue_jax.train.trained_model import write_model
 from virtue_jax.train.weights import StartingModel, load_weights, starting_model
 
 CONFIG = "config.json"  # of the last start, whole; checkpoints hold what must agree
@@ -67,14 +68,21 @@ def train(
     with StopSignal() as stop, Watchdog(config.watchdog_minutes, workdir) as watchdog:
         with clock.measure("init"):
             made = _make(config, workdir, console, clock)
+            evaluations = Evaluations(
+                made.config, made.start, made.run, made.frozen, workdir, stop=stop, watchdog=watchdog, say=_say(console)
+            )
         with _closing(made.loader), _checkpoints(made, workdir, console) as checkpoints:
             state = _begin(made, checkpoints, clock, watchdog, console)
+            evaluations.begin_at(int(state.step))
+            with clock.measure("evaluation"):  # what a stop left out
+                evaluations.run(int(state.step), state.trainable)
             if int(state.step) < config.steps:
-                loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, workdir, console, seen)
+                loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, evaluations, workdir, console, seen)
                 state = _run_steps(loop, state, console)
         model = workdir / "model"
         watchdog.beat("writing the model", LONG)
-        _write_model(model, made.start, {**made.frozen, **state.trainable}, watchdog)
+        if not _is_written(model):
+            write_model(model, made.start, {**made.frozen, **state.trainable}, watchdog)
     console.print(f"model: {model}", soft_wrap=True)
     return model
 
@@ -152,7 +160,9 @@ def _run_steps(loop: StepLoop, state: TrainState, console: Console) -> TrainStat
     return state
 
 
-def _step_loop(made: _Made, state: TrainState, checkpoints, stop, clock, watchdog, workdir, console, seen) -> StepLoop:
+def _step_loop(
+    made: _Made, state: TrainState, checkpoints, stop, clock, watchdog, evaluations, workdir, console, seen
+) -> StepLoop:
     config, run, virtue, begin = made.config, made.run, made.start.virtue, int(state.step)
     watchdog.beat("the compilation", LONG)
     with clock.measure("compile"):
@@ -172,6 +182,7 @@ def _step_loop(made: _Made, state: TrainState, checkpoints, stop, clock, watchdo
         stop=stop,
         nonfinite=NonFinite(config, virtue, workdir, made.digest, int(state.skipped), made.streams),
         watchdog=watchdog,
+        evaluations=evaluations,
         workdir=workdir,
         seen=seen,
     )
@@ -216,21 +227,9 @@ def _resumed(made: _Made, restored: Restored, console: Console) -> TrainState:
     return state
 
 
-def _write_model(folder: Path, start: StartingModel, weights: Mapping[str, jax.Array], watchdog: Watchdog) -> None:
-    """The trained model, on the leader's side of the file system; a model that is there stays."""
-    if any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and folder.exists()).encode())):
-        return
-    weights = {path: x for path, x in weights.items() if path != LOG_TEMPERATURE}
-    if jax.process_count() > 1:
-        weights = {path: _gathered(weights[path], watchdog) for path in sorted(weights)}
-    if is_leader():
-        save_model(folder, start.virtue, weights, **start.companions)
-    barrier("the model is written")
-
-
-def _gathered(x: jax.Array, watchdog: Watchdog) -> np.ndarray | None:
-    watchdog.beat("writing the model", LONG)
-    return to_leader(x)
+def _is_written(model: Path) -> bool:
+    """Whether the leader sees the trained model."""
+    return any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and model.exists()).encode()))
 
 
 def _say(console: Console) -> Callable[[str], None]:

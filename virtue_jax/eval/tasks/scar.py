@@ -71,7 +71,7 @@ class Scar(Task):
         if mode == "crop":
             box = self._source.box(question.row)
             return replace(query, prompt=None, images=(crop(query.images[0], box, query.origin),))
-        others = self._other_objects.get(question.row, ())
+        others = [row for row in self._other_objects.get(question.row, ()) if row not in self.left_out]
         prompts = (readable(query.origin, lambda row: self._source[row].query.prompt, row) for row in others)
         prompt = next((prompt for prompt in prompts if not isinstance(prompt, Unreadable)), None)
         return None if prompt is None else replace(query, prompt=prompt)

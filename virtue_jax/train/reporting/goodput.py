@@ -14,7 +14,7 @@ from virtue_jax.atomic_files import replace_text
 
 FILE = "goodput.json"
 # weights: of the model that the run starts from, read or drawn. restore: of a checkpoint.
-PARTS = ("init", "weights", "restore", "compile", "data_wait", "steps", "saves")
+PARTS = ("init", "weights", "restore", "compile", "data_wait", "steps", "evaluation", "saves")
 
 
 class Goodput:

@@ -81,6 +81,22 @@ class MetricsLog:
         ]
         self.say(f"step {step:{len(str(self._steps))}d}/{self._steps}  " + "  ".join(shown))
 
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Further values of a step, in its record where that is the last.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        records = read_whole_lines(self._path)
+        if not records or records[-1]["step"] != step:
+            records.append({"step": step, "time": time.time()})
+        records[-1] |= values
+        with told_of_the_disk("the metrics", self._path.parent):
+            self._file.close()
+            replace_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
+            self._file = self._path.open("a")
+            self._board.write(step, values)
+
     def close(self) -> None:
         self._progress.stop()
         with contextlib.suppress(OSError):  # on a full disk: what ended the run says so
@@ -99,6 +115,9 @@ class SilentLog:
         """The leader prints."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """The leader writes."""
+
+    def add(self, step: int, values: dict[str, float]) -> None:
         """The leader writes."""
 
     def close(self) -> None:

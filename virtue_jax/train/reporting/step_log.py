@@ -44,7 +44,7 @@ class StepLog:
         self._quarantine = Quarantine(workdir) if is_leader() else None
         self._quarantined: list[dict] = []
         self._step, self._time = step, time.perf_counter()
-        self._wait, self._saves = clock.seconds("data_wait"), clock.seconds("saves")
+        self._wait, self._beside = clock.seconds("data_wait"), self._seconds_beside()
 
     def say(self, line: str) -> None:
         self._out.say(line)
@@ -94,6 +94,13 @@ class StepLog:
             self._tell(entry, quarantine)
         self._quarantined = []
 
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """What evaluations after the logged step `step` found."""
+        self._out.add(step, values)
+
+    def _seconds_beside(self) -> float:
+        return self._clock.seconds("saves") + self._clock.seconds("evaluation")
+
     def close(self) -> None:
         self._out.close()
 
@@ -101,12 +108,13 @@ class StepLog:
         self.say(f"left out: {entry['origin']}: {entry['error']} (all of them: {quarantine.path})")
 
     def _pace(self, step: int) -> tuple[int, float, float]:
-        """(steps, seconds per step, of these waiting for data) since the last call; saves are no part of the pace."""
-        now, wait, saves = time.perf_counter(), self._clock.seconds("data_wait"), self._clock.seconds("saves")
+        """(steps, seconds per step, of these waiting for data) since the last call; saves and evaluations are no part
+        of the pace."""
+        now, wait, beside = time.perf_counter(), self._clock.seconds("data_wait"), self._seconds_beside()
         steps = max(step - self._step, 1)
-        seconds = max(now - self._time - (saves - self._saves), 1e-9) / steps
+        seconds = max(now - self._time - (beside - self._beside), 1e-9) / steps
         waited = (wait - self._wait) / steps
-        self._step, self._time, self._wait, self._saves = step, now, wait, saves
+        self._step, self._time, self._wait, self._beside = step, now, wait, beside
         return steps, seconds, waited
 
 

@@ -29,9 +29,10 @@ _FREE = {
 
 
 def run_identity(config: TrainConfig) -> dict:
-    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, remat, the attention
-    backend, and the place of a model whose weights are known by their digest."""
+    """What must agree for a run to be resumed: everything but `_FREE`, evaluations, workers, micro-batches, remat, the
+    attention backend, and the place of a model whose weights are known by their digest."""
     identity = dataclasses.asdict(config) | _FREE
+    del identity["evals"], identity["keep_best"]  # not in checkpoints of runs from before there were any
     identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
     identity["data"]["order"] = [list(config.data.sources), list(config.data.rows)]  # dicts of other order are equal
     for group in identity["data"]["rows"].values():
