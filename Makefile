@@ -1,46 +1,52 @@
-# Each target sets up its own environment in .venv.
+# Each target sets up its own environment in .venv, of the versions in constraints.txt;
+# with `make CONSTRAINTS= TARGET` in .venv-newest, of the newest that setup.py allows.
 PYTHON ?= python3
-BIN := .venv/bin
+CONSTRAINTS ?= constraints.txt
+VENV := $(if $(CONSTRAINTS),.venv,.venv-newest)
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q $(if $(CONSTRAINTS),-c $(CONSTRAINTS),-U --upgrade-strategy eager)
+# A worker that dies ends the run; xdist's own replacement of it waits for ever with `loadfile`.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0
 
 .PHONY: quickstart test test-quick aot scaling scaling-page clean
 
-quickstart: .venv/ready
+quickstart: $(VENV)/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/quickstart.sh
 
-test: .venv/ready-test
+test: $(VENV)/ready-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
-test-quick: .venv/ready-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+test-quick: $(VENV)/ready-test
+	$(PYTEST) -m "not slow"
 
 # Every published run, compiled for the pods it is meant for: minutes each.
-aot: .venv/ready-test
+aot: $(VENV)/ready-test
 	$(BIN)/python -m pytest -v -m aot tests/aot
 
 # Compiles for chips that are not there whatever has changed (hours on two cores), and writes the page.
-scaling: .venv/ready-tpu
+scaling: $(VENV)/ready-tpu
 	$(BIN)/virtue scale --study all --page docs/scaling.md
 
 # The page from the reports that are kept beside it.
-scaling-page: .venv/ready
+scaling-page: $(VENV)/ready
 	$(BIN)/virtue scale --study all --from docs/scaling/reports --page docs/scaling.md
 
-.venv/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "virtue_jax needs Python >= 3.11, this is " + sys.version.split()[0] + "; run: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/ready: .venv/bin/python setup.py
-	$(BIN)/python -m pip install -q -e .
+$(VENV)/ready: $(BIN)/python setup.py $(CONSTRAINTS)
+	$(INSTALL) -e .
 	touch $@
 
-.venv/ready-tpu: .venv/ready
-	$(BIN)/python -m pip install -q -e '.[tpu]'
+$(VENV)/ready-tpu: $(VENV)/ready
+	$(INSTALL) -e '.[tpu]'
 	touch $@
 
-.venv/ready-test: .venv/ready
-	$(BIN)/python -m pip install -q -e '.[test]'
+$(VENV)/ready-test: $(VENV)/ready
+	$(INSTALL) -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-newest runs build *.egg-info

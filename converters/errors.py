@@ -1,6 +1,9 @@
-"""One error that tells everything wrong with a checkpoint."""
+"""One error that names everything wrong with a checkpoint."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -8,13 +11,32 @@ class CheckpointError(ValueError):
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(dict.fromkeys(problems))
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
-        count = len(self.problems)
-        super().__init__(f"{count} problem{'s' if count > 1 else ''} in the checkpoint:\n{lines}")
+        if len(self.problems) == 1:
+            super().__init__(f"1 problem in the checkpoint: {self.problems[0]}")
+        else:
+            lines = "\n".join(f"  {problem}" for problem in self.problems)
+            super().__init__(f"{len(self.problems)} problems in the checkpoint:\n{lines}")
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Raises `CheckpointError` if there is any problem."""
+    """Ends with one `CheckpointError` of all problems, if there is any."""
     problems = list(problems)
     if problems:
         raise CheckpointError(problems)
+
+
+class Problems(list):
+    """Problems of several readings, so that one error names all."""
+
+    def of(self, read: Callable[..., T], *args, **kwargs) -> T | None:
+        """What `read(...)` returns, or None where it raises a `CheckpointError` or an OSError, which is kept."""
+        try:
+            return read(*args, **kwargs)
+        except CheckpointError as error:
+            self.extend(error.problems)
+        except OSError as error:
+            self.append(f"{error.filename}: {error.strerror}")
+        return None
+
+    def refuse(self) -> None:
+        refuse(self)

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from converters import adapter, connector, hf_config, qwen2_vl, sam2
+from converters import adapter, connector, hf_config, pixel_limits, qwen2_vl, sam2
+from converters.mapped_file import TensorInfo
 from converters.progress import byte_progress
 from converters.rules import expand
-from converters.safetensors_file import TensorInfo, write_safetensors
+from converters.safetensors_file import write_safetensors
 from converters.sam2_yaml import META_DECODER_HEADS, sam2_yaml
 from converters.stored_model import StoredModel, Weights
 from converters.torch_file import save_torch
@@ -82,8 +83,8 @@ def _write_connector(model: StoredModel, folder: Path, progress: Callable[[int],
 def _write_sam2(model: StoredModel, folder: Path, progress: Callable[[int], None]) -> None:
     weights = model.weights("sam2", expand(sam2.rules(model.config.sam2)))
     save_torch(folder / "sam2.pt", {"model": dict(_counted(weights.stream(), progress))})
-    given = model.carried("sam2.yaml")
-    text = given.read_text() if given is not None else sam2_yaml(model.config.sam2, weights.infos)
+    carried = model.carried("sam2.yaml")
+    text = carried.read_text() if carried is not None else sam2_yaml(model.config.sam2, weights.infos)
     (folder / "sam2.yaml").write_text(text)
 
 
@@ -113,6 +114,7 @@ def _write_vlm(
     for name in qwen2_vl.PROCESSOR_FILES:
         if (model.directory / name).is_file():
             shutil.copyfile(model.directory / name, folder / name)
+    pixel_limits.write_limits(folder, config)
     if (generation := model.carried("generation_config.json")) is not None:
         shutil.copyfile(generation, folder / generation.name)
     dtype = np.dtype(model.stored["text.embed_tokens.embedding"].dtype).name

@@ -58,7 +58,9 @@ def run(request: ImportRequest, console: Console | None = None) -> None:
     if fresh:
         params |= fresh_connector(virtue, request.seed, request.dtype)
     for line in summary(virtue):
-        console.print(f"left out  {line}", highlight=False, soft_wrap=True)
+        console.print(f"left out  {line}", highlight=False, soft_wrap=True, markup=False)
+    for line in virtue.notes:
+        console.print(f"note  {line}", highlight=False, soft_wrap=True, markup=False)
     if not virtue.processor_files:
         console.print(
             "[yellow]no tokenizer files found: the model directory cannot embed until they are copied into it[/] "

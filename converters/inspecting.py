@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from converters import adapter, connector, qwen2_vl, sam2
+from converters import adapter, connector, quantised, qwen2_vl, sam2, sam2_transformers
 from converters.errors import CheckpointError
-from converters.safetensors_file import TensorInfo
+from converters.mapped_file import TensorInfo
 from converters.sources import Source, open_folder, open_source
 from virtue_jax.model_directory import CONFIG_FILE, PARAMS, load_config, read_head, stored_parameters
 
@@ -23,7 +24,7 @@ _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class Finding:
-    """One checkpoint. geometry: {what: value}; notes: what could not be told, and why."""
+    """One checkpoint. geometry: {what: value}; notes: what is not read beside it, or not understood, and why."""
 
     path: Path
     kind: str
@@ -32,15 +33,12 @@ class Finding:
     notes: tuple[str, ...] = ()
 
 
-def run(path: Path, console: Console | None = None) -> None:
+def run(path: Path, console: Console) -> None:
     """Prints every checkpoint found at `path`.
 
     Raises:
         CheckpointError: nothing there, nothing recognised, or damaged files.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200)
     for finding in inspect(Path(path)):
         _print(finding, console)
 
@@ -53,20 +51,20 @@ def inspect(path: Path) -> list[Finding]:
         raise CheckpointError([f"{path}: no such file or directory"])
     if (path / CONFIG_FILE).is_file():
         return [_inspect_model(path)]
-    found = []
+    findings = []
     if (path / adapter.CONFIG_NAME).is_file():
-        found.append(_inspect_adapter(path))
+        findings.append(_inspect_adapter(path))
     elif (path / "config.json").is_file():
-        found.append(_inspect_vlm(path))
+        findings.append(_inspect_sam2_folder(path) if sam2_transformers.is_sam2(path) else _inspect_vlm(path))
     inside = [child for child in sorted(path.iterdir()) if child.suffix in (".pt", ".pth")]
-    found += [_inspect_file(child) for child in inside]
+    findings += [_inspect_file(child) for child in inside]
     for child in (path / "vlm", path / "adapter"):
         if child.is_dir():
-            found += inspect(child)
-    if not found:
+            findings += inspect(child)
+    if not findings:
         names = ", ".join(sorted(child.name for child in path.iterdir())[:10]) or "nothing"
         raise CheckpointError([f"{path}: no checkpoint in a format known here; it holds {names}"])
-    return found
+    return findings
 
 
 def _inspect_model(path: Path) -> Finding:
@@ -85,7 +83,9 @@ def _inspect_vlm(path: Path) -> Finding:
     config = qwen2_vl.read_config(path / "config.json")
     source = open_folder(path, qwen2_vl.published_name)
     has_head = qwen2_vl.LM_HEAD in source.infos
-    geometry, notes = _told(lambda: qwen2_vl.read_geometry(config, path / "config.json", has_lm_head=has_head))
+    geometry, notes = _attempt(lambda: qwen2_vl.read_geometry(config, path / "config.json", has_lm_head=has_head))
+    quantisation = quantised.by_config(path) or quantised.by_tensors(source.infos)
+    notes = (*notes, *filter(None, [quantisation]), *_unused(source))
     values = {} if geometry is None else {"vision": geometry[0], "text": geometry[1]}
     merged = "virtue_sam" in config
     if merged:
@@ -96,11 +96,18 @@ def _inspect_vlm(path: Path) -> Finding:
 
 def _inspect_adapter(path: Path) -> Finding:
     config = adapter.read_config(path / adapter.CONFIG_NAME)
-    source = open_source(adapter.find_file(path), adapter.published_name)
-    geometry, notes = _told(lambda: adapter.read_geometry(config, path / adapter.CONFIG_NAME, source.infos))
-    values = {} if geometry is None else {"adapter": geometry}
+    opened, notes = _attempt(lambda: adapter.open_adapter(path))
+    source = open_source(adapter.find_file(path), adapter.published_name) if opened is None else opened[0]
+    values = {} if opened is None else {"adapter": opened[1]}
     values["target_modules in its config"] = config.get("target_modules")
-    return Finding(path, "PEFT adapter", source.infos, values, notes)
+    return Finding(path, "PEFT adapter", source.infos, values, (*notes, *source.notes, *_unused(source)))
+
+
+def _inspect_sam2_folder(path: Path) -> Finding:
+    source, config_file = sam2_transformers.open_sam2(path)
+    geometry, notes = _attempt(lambda: sam2_transformers.read_geometry(source.infos, str(path), config_file))
+    values = {} if geometry is None else {"sam2": geometry}
+    return Finding(path, "SAM-2 (folder of transformers)", source.infos, values, (*notes, *_unused(source)))
 
 
 def _inspect_file(path: Path) -> Finding:
@@ -111,24 +118,29 @@ def _inspect_file(path: Path) -> Finding:
     if any(name.startswith("sam_prompt_encoder.") for name in names):
         beside = path.with_suffix(".yaml")
         yaml = beside if beside.is_file() else None
-        geometry, notes = _told(lambda: sam2.read_geometry(source.infos, str(path), yaml))
+        geometry, notes = _attempt(lambda: sam2.read_geometry(source.infos, str(path), yaml))
         return Finding(path, "SAM-2 state dict", source.infos, {} if geometry is None else {"sam2": geometry}, notes)
     if any(name.startswith("sam2_reducer.") for name in names):
         return Finding(path, f"segmentation-language connector ({connector.FILE_NAME})", source.infos)
     if any(".lora_" in name for name in names):
-        return Finding(path, f"weights of a PEFT adapter (its {adapter.CONFIG_NAME} tells the rest)", source.infos)
+        return Finding(path, f"weights of a PEFT adapter (its {adapter.CONFIG_NAME} has the rest)", source.infos)
+    if any(name.startswith("vision_encoder.backbone.") for name in names):
+        return Finding(path, "weights of a Sam2Model (its config.json has the rest)", source.infos)
     if any(name.startswith(("visual.", "model.visual.")) for name in names):
-        return Finding(
-            path, "weights of a Qwen2-VL, or one shard of them (its config.json tells the rest)", source.infos
-        )
+        return Finding(path, "weights of a Qwen2-VL, or one shard of them (its config.json has the rest)", source.infos)
     return Finding(path, "tensors of a kind not known here", source.infos)
 
 
-def _told(read: Callable) -> tuple[object | None, tuple[str, ...]]:
+def _attempt(read: Callable) -> tuple[Any, tuple[str, ...]]:
     try:
         return read(), ()
     except CheckpointError as error:
         return None, tuple(error.problems)
+
+
+def _unused(source) -> tuple[str, ...]:
+    names = ", ".join(file.name for file in source.unused)
+    return (f"not read, beside it: {names}",) if names else ()
 
 
 def _print(finding: Finding, console: Console) -> None:

@@ -8,7 +8,7 @@ from converters.errors import CheckpointError
 from converters.foreign import Component, ForeignVirtue, tied_head_problems
 from converters.rules import FLOATS, Entry, cover
 from converters.sam2 import incomplete
-from virtue_jax.lazy_write import LazyArray
+from virtue_jax.array_store import LazyArray
 from virtue_jax.model_directory import abstract_parameters, parameter_shapes
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -17,7 +17,7 @@ _BLOCK = 1 << 24
 
 
 def check(virtue: ForeignVirtue, dtype: str) -> dict[str, list[str]]:
-    """The names of the tensors to carry, by component.
+    """Checks that the tables cover all checkpoints exactly; the names of the tensors to carry, by component.
 
     Raises:
         CheckpointError: whatever is missing, extra, misshapen, of a wrong dtype, or (then) not finite, all named.
@@ -26,10 +26,10 @@ def check(virtue: ForeignVirtue, dtype: str) -> dict[str, list[str]]:
     targets = parameter_shapes(virtue.config)
     for component in virtue.components:
         mine = {path: shape for path, shape in targets.items() if component_of(path) == component.name}
-        found, names = cover(
+        misfits, names = cover(
             component.entries, component.left_out, component.source.infos, mine, str(component.source.where)
         )
-        problems += found
+        problems += misfits
         carried[component.name] = names
         if component.name == "sam2":
             problems += incomplete(component.source.infos, str(component.source.where))

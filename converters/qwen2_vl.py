@@ -1,7 +1,8 @@
-"""Hugging Face's Qwen2-VL: `config.json` of every generation, weight table, both ways of naming the tensors."""
+"""Hugging Face's Qwen2-VL: `config.json` of every generation, weight table, every naming of the tensors."""
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from converters.errors import CheckpointError, refuse
@@ -38,9 +39,22 @@ PROCESSOR_FILES = (
 
 
 def published_name(name: str) -> str:
-    """The published name of a tensor, from it or from the module names of transformers >= 4.52."""
-    name = re.sub(r"^model\.language_model\.", "model.", name)
-    return re.sub(r"^model\.visual\.", "visual.", name)
+    """The published name of a tensor ("model.layers.0...", "visual.blocks.0..."), from it or from any other.
+
+    `transformers` names the tensors by its modules, which moved: from 4.52 on the language model is
+    `model.language_model` and the vision tower `model.visual`, and without a head (`AutoModel`, `Qwen2VLModel`)
+    `language_model` and `visual`; before, a language model without a head began at `layers`.
+    """
+    name = re.sub(r"^(model\.)?language_model\.", "model.", name)
+    name = re.sub(r"^model\.visual\.", "visual.", name)
+    return re.sub(r"^(layers|embed_tokens|norm)\.", r"model.\1.", name)
+
+
+def tower_problems(names: Iterable[str], where: Path) -> list[str]:
+    """The problem of a language model without its vision tower, as `AutoModel` saved it before transformers 4.52."""
+    if EMBEDDING not in names or any(name.startswith("visual.") for name in names):
+        return []
+    return [f"{where}: no vision tower, only the language model (no tensor visual.*); give the whole model's folder"]
 
 
 def rules(vision: VisionConfig, text: TextConfig) -> list[Rule]:
@@ -82,7 +96,7 @@ def _text_rules(config: TextConfig) -> list[Rule]:
 
 
 def read_config(file: Path) -> dict:
-    """`config.json` as it stands.
+    """`config.json` as it stands, of any generation of `transformers`.
 
     Raises:
         CheckpointError: absent, not JSON, or not a Qwen2-VL.
@@ -92,6 +106,9 @@ def read_config(file: Path) -> dict:
     except (OSError, ValueError) as error:
         raise CheckpointError([f"{file}: expected the config.json of a Qwen2-VL ({error})"]) from error
     kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind == "qwen2_vl_text":
+        line = f"{file}: model_type is {kind!r}, a language model without its vision tower; give the whole Qwen2-VL"
+        raise CheckpointError([line])
     if kind != "qwen2_vl":
         raise CheckpointError([f"{file}: model_type is {kind!r}, expected 'qwen2_vl'"])
     return config

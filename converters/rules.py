@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converters.safetensors_file import TensorInfo
+from converters.mapped_file import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,19 @@
-"""The safetensors format, read and written tensor by tensor.
+"""The safetensors format: read through the `safetensors` package, written tensor by tensor.
 
-The `safetensors` package maps files into memory, and mapped pages count as resident; a plain read of one tensor at a
-time keeps the peak at one tensor, and the header checks done here name what is wrong with a damaged file.
+The package writes only what is in memory as a whole, so a file of several gigabytes is written here.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from converters.errors import CheckpointError
-
-_HEADER_LIMIT = 100_000_000  # as in the reference implementation
+from converters.mapped_file import MappedFile, TensorInfo
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -26,87 +24,75 @@ _DTYPES = {
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
+    # Of quantised weights, which are known by them and refused.
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F4": np.dtype(ml_dtypes.float4_e2m1fn),
+    "F6_E2M3": np.dtype(ml_dtypes.float6_e2m3fn),
+    "F6_E3M2": np.dtype(ml_dtypes.float6_e3m2fn),
 }
+_HEADER_LIMIT = 100_000_000  # bytes, as in the library
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file says of one tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    file: Path
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-class SafetensorsFile:
-    """One `.safetensors` file: `infos` {name: TensorInfo}, and `read(name)`.
+class SafetensorsFile(MappedFile):
+    """One `.safetensors` file.
 
     Raises:
         CheckpointError: a file that is empty, truncated, has a damaged header, or whose header and length disagree.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        header, self._data_start = _read_header(path)
-        self.metadata = header.pop("__metadata__", {})
-        self.infos: dict[str, TensorInfo] = {}
-        self._offsets: dict[str, int] = {}
-        problems = []
-        for name, entry in header.items():
-            try:
-                self._add(name, entry)
-            except (KeyError, TypeError, ValueError) as error:
-                problems.append(f"{path}: tensor {name}: damaged header entry {entry!r} ({error})")
-        end = max((self._offsets[n] + info.nbytes for n, info in self.infos.items()), default=0)
-        have = path.stat().st_size - self._data_start
-        if not problems and have != end:
-            kind = "truncated" if have < end else "longer than its header says"
-            problems.append(f"{path}: {kind}: {have} bytes of tensor data, the header lists {end}")
-        if problems:
-            raise CheckpointError(problems)
+        super().__init__(path)
+        file = self._open()
+        names = file.keys()
+        slices = {name: file.get_slice(name) for name in names}
+        self.infos = {
+            name: TensorInfo(tuple(x.get_shape()), _DTYPES[x.get_dtype()], path) for name, x in slices.items()
+        }
 
-    def _add(self, name: str, entry: dict) -> None:
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"dtype {entry['dtype']} is not one of {', '.join(_DTYPES)}")
-        info = TensorInfo(tuple(entry["shape"]), _DTYPES[entry["dtype"]], self.path)
-        if end - begin != info.nbytes:
-            raise ValueError(f"{end - begin} bytes do not hold shape {info.shape} of {info.dtype}")
-        self.infos[name] = info
-        self._offsets[name] = begin
-
-    def read(self, name: str) -> np.ndarray:
-        """A copy of the tensor, in its own dtype."""
-        info = self.infos[name]
-        with open(self.path, "rb") as file:
-            file.seek(self._data_start + self._offsets[name])
-            raw = np.fromfile(file, dtype=np.uint8, count=info.nbytes)
-        if raw.size != info.nbytes:
-            raise CheckpointError([f"{self.path}: tensor {name}: the file ended early while reading"])
-        return raw.view(info.dtype).reshape(info.shape)
-
-
-def _read_header(path: Path) -> tuple[dict, int]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(size - 8, _HEADER_LIMIT):
-            raise CheckpointError([f"{path}: truncated or not safetensors: {size} bytes, header of {length} announced"])
+    def _load(self):
+        if self.path.stat().st_size == 0:
+            raise CheckpointError([f"{self.path}: the file is empty; copy it again"])
         try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise CheckpointError([f"{path}: not safetensors: its header is not JSON ({error})"]) from error
-    if not isinstance(header, dict):
-        raise CheckpointError([f"{path}: not safetensors: its header is not a JSON object"])
-    return header, 8 + length
+            return safe_open(self.path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(_diagnosis(self.path, error)) from error
+
+    def _copy(self, opened, name: str) -> np.ndarray:
+        return opened.get_tensor(name)
+
+
+def _diagnosis(path: Path, error: Exception) -> list[str]:
+    """What is wrong with a file that the library refuses, which does not say with which tensor, nor by how much."""
+    unknown = [f"{path}: truncated, damaged or not safetensors ({error}); copy it again"]
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _HEADER_LIMIT)))
+        header.pop("__metadata__", None)
+        lines = [
+            f"{path}: tensor {name}: damaged header entry {entry}; copy the file again"
+            for name, entry in header.items()
+            if np.diff(entry["data_offsets"]) != np.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        ]
+        end = max(entry["data_offsets"][1] for entry in header.values())
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+        return unknown
+    have = path.stat().st_size - 8 - length
+    if not lines and have != end:
+        kind = "truncated" if have < end else "longer than its header says"
+        lines = [f"{path}: {kind}: {have} bytes of tensor data, the header lists {end}; copy it again"]
+    return lines or unknown
 
 
 def write_safetensors(
@@ -117,6 +103,9 @@ def write_safetensors(
     Args:
         infos: {name: (shape, dtype)} of everything that `tensors` will yield, in the same order.
         tensors: (name, array) pairs.
+
+    Raises:
+        ValueError: `tensors` are not those of `infos`. OSError: the file cannot be written whole.
     """
     header: dict = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -128,17 +117,13 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for (name, (shape, dtype)), (given, array) in zip(infos.items(), tensors, strict=True):
-            if (given, array.shape, array.dtype) != (name, tuple(shape), dtype):
-                raise ValueError(f"{path}: expected {name} {shape} {dtype}, got {given} {array.shape} {array.dtype}")
-            _write_array(file, array)
+        for (name, (shape, dtype)), (yielded, array) in zip(infos.items(), tensors, strict=True):
+            if (yielded, array.shape, array.dtype) != (name, tuple(shape), dtype):
+                raise ValueError(f"{path}: expected {name} {shape} {dtype}, got {yielded} {array.shape} {array.dtype}")
+            for block in _blocks(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):
+                file.write(block.data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_array(file, array: np.ndarray) -> None:
-    for block in _blocks(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):
-        file.write(block.data)
 
 
 def _blocks(flat: np.ndarray, size: int = 1 << 26) -> Iterator[np.ndarray]:

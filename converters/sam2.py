@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from converters.errors import CheckpointError, refuse
+from converters.mapped_file import TensorInfo
 from converters.rules import (
     LeftOut,
     Rule,
@@ -21,7 +22,6 @@ from converters.rules import (
     without_leading,
     without_two_leading,
 )
-from converters.safetensors_file import TensorInfo
 from converters.sam2_yaml import META_DECODER_HEADS, OWN_KEY
 from virtue_jax.config import HieraConfig, Sam2Config
 
@@ -79,9 +79,12 @@ LEFT_OUT = tuple(
 )
 
 
-def rules(config: Sam2Config) -> list[Rule]:
-    """Meta's names -> `sam2.*`."""
-    return _trunk_rules(config) + _prompt_rules() + _decoder_rules(config)
+POINT_TABLE = "sam_prompt_encoder.point_embeddings.weight"
+
+
+def rules(config: Sam2Config, *, point_table: bool = False) -> list[Rule]:
+    """Meta's names -> `sam2.*`. point_table: the four point embeddings are one tensor, `POINT_TABLE`."""
+    return _trunk_rules(config) + _prompt_rules(point_table=point_table) + _decoder_rules(config)
 
 
 def _trunk_rules(config: Sam2Config) -> list[Rule]:
@@ -120,13 +123,16 @@ def _block_rules(source: str, target: str, layers: range | None) -> list[Rule]:
     return [Rule(f"{source}.{a}", f"{target}.{b}", family, layers) for a, b, family in parts]
 
 
-def _prompt_rules() -> list[Rule]:
+def _prompt_rules(*, point_table: bool) -> list[Rule]:
     source, target = "sam_prompt_encoder", "sam2.prompt_encoder"
     gaussian = "positional_encoding_gaussian_matrix"
     row = tensor(without_leading)
+    points = f"{target}.point_embeddings"
     return [
         Rule(f"{source}.pe_layer.{gaussian}", f"{target}.{gaussian}", tensor(same)),
-        Rule(f"{source}.point_embeddings.{{i}}.weight", f"{target}.point_embeddings", row, layers=range(4)),
+        Rule(POINT_TABLE, points, tensor(same))
+        if point_table
+        else Rule(f"{source}.point_embeddings.{{i}}.weight", points, row, layers=range(4)),
         Rule(f"{source}.not_a_point_embed.weight", f"{target}.not_a_point_embed", row),
         Rule(f"{source}.no_mask_embed.weight", f"{target}.no_mask_embed", row),
         Rule(f"{source}.mask_downscaling.0", f"{target}.mask_downscaling.conv1", conv),
@@ -156,11 +162,17 @@ def _decoder_rules(config: Sam2Config) -> list[Rule]:
 
 
 def incomplete(infos: Mapping[str, TensorInfo], where: str) -> list[str]:
-    """Problems of a file that has some of SAM-2.1's unused parts but not all: it would not export as it came."""
-    absent = [rule.pattern for rule in LEFT_OUT if not any(rule.matches(name) for name in infos)]
-    if len(absent) == len(LEFT_OUT):
-        return []
-    return [f"{where}: missing tensors: none matches {pattern} (a SAM-2.1 checkpoint has them)" for pattern in absent]
+    """Problems of a file with some of SAM-2.1's tracking or mask parts but not all: it would not export as it came."""
+    problems = []
+    for reason in dict.fromkeys(rule.reason for rule in LEFT_OUT):
+        parts = [rule for rule in LEFT_OUT if rule.reason == reason]
+        absent = [rule.pattern for rule in parts if not any(rule.matches(name) for name in infos)]
+        if len(absent) < len(parts):
+            problems += [
+                f"{where}: missing tensors: none matches {pattern} (a SAM-2.1 checkpoint has them)"
+                for pattern in absent
+            ]
+    return problems
 
 
 def read_geometry(infos: Mapping[str, TensorInfo], where: str, config_file: Path | None = None) -> Sam2Config:
@@ -169,10 +181,10 @@ def read_geometry(infos: Mapping[str, TensorInfo], where: str, config_file: Path
     Raises:
         CheckpointError: not SAM-2, an unknown size without a yaml, or a yaml that disagrees with the state dict.
     """
-    told = _from_state(infos, where)
-    trunk = told.pop("trunk")
+    sizes = from_state(infos, where)
+    trunk = sizes.pop("trunk")
     if config_file is not None:
-        return _with_yaml(told, trunk, Path(config_file), where)
+        return _with_yaml(sizes, trunk, Path(config_file), where)
     known = PUBLISHED.get((trunk["embed_dim"], trunk["stages"]))
     if known is None:
         sizes = ", ".join(f"{name}: {key[0]} {key[1]}" for key, (name, _) in PUBLISHED.items())
@@ -185,10 +197,11 @@ def read_geometry(infos: Mapping[str, TensorInfo], where: str, config_file: Path
     name, rest = known
     if trunk["first_window"] != rest["window_spec"][0]:
         raise CheckpointError([f"{where}: window {trunk['first_window']}, {name} has {rest['window_spec'][0]}"])
-    return Sam2Config(hiera=_hiera(trunk, rest), **told)
+    return Sam2Config(hiera=hiera(trunk, rest), **sizes)
 
 
-def _hiera(trunk: dict, rest: dict) -> HieraConfig:
+def hiera(trunk: dict, rest: dict) -> HieraConfig:
+    """The trunk's geometry: `trunk` from the tensors, `rest` from elsewhere."""
     return HieraConfig(
         embed_dim=trunk["embed_dim"],
         stages=trunk["stages"],
@@ -197,7 +210,12 @@ def _hiera(trunk: dict, rest: dict) -> HieraConfig:
     )
 
 
-def _from_state(infos: Mapping[str, TensorInfo], where: str) -> dict:
+def from_state(infos: Mapping[str, TensorInfo], where: str) -> dict:
+    """What names and shapes tell: the values of a `Sam2Config`, and under "trunk" those of its trunk.
+
+    Raises:
+        CheckpointError: tensors that every SAM-2.1 has are missing.
+    """
     layer = f"{_DECODER}.layers"
     needed = dict(
         patch=f"{_TRUNK}.patch_embed.proj.weight",
@@ -239,7 +257,7 @@ def _indices(infos: Mapping[str, TensorInfo], pattern: str) -> list[int]:
     return sorted({int(m[1]) for name in infos if (m := re.fullmatch(pattern, name))})
 
 
-def _with_yaml(told: dict, trunk: dict, file: Path, where: str) -> Sam2Config:
+def _with_yaml(sizes: dict, trunk: dict, file: Path, where: str) -> Sam2Config:
     document = _read_yaml(file)
     model = document["model"]
     encoder = model["image_encoder"]
@@ -255,16 +273,16 @@ def _with_yaml(told: dict, trunk: dict, file: Path, where: str) -> Sam2Config:
             stated["window_pos_embed_bkg_spatial_size"],
             tuple(trunk["background"]),
         ),
-        ("image_encoder.neck.d_model", neck.get("d_model", told["d_model"]), told["d_model"]),
+        ("image_encoder.neck.d_model", neck.get("d_model", sizes["d_model"]), sizes["d_model"]),
     ]
     refuse(f"{file}: {key} is {yaml_has}, but {where} has {has}" for key, yaml_has, has in pairs if yaml_has != has)
     rest = {key: stated[key] for key in ("num_heads", "global_att_blocks", "window_spec")}
     return Sam2Config(
-        hiera=_hiera(trunk, rest),
+        hiera=hiera(trunk, rest),
         image_size=model.get("image_size", 512),
         fpn_top_down_levels=tuple(neck.get("fpn_top_down_levels") or range(len(trunk["stages"]))),
         decoder_heads=document.get(OWN_KEY, {}).get("decoder_heads", META_DECODER_HEADS),
-        **told,
+        **sizes,
     )
 
 

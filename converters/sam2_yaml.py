@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from converters.safetensors_file import TensorInfo
+from converters.mapped_file import TensorInfo
 from virtue_jax.config import Sam2Config
 
 _MODELING = "sam2.modeling"
@@ -87,8 +87,8 @@ def _tracking_sizes(width: int, carried: Mapping[str, TensorInfo]) -> dict[str, 
         return carried[name].shape[0] if name in carried else published
 
     def layers(prefix: str, published: int) -> int:
-        found = {name.split(".")[prefix.count(".")] for name in carried if name.startswith(prefix)}
-        return len(found) or published
+        indices = {name.split(".")[prefix.count(".")] for name in carried if name.startswith(prefix)}
+        return len(indices) or published
 
     return {
         "memory": carried["no_obj_embed_spatial"].shape[1] if "no_obj_embed_spatial" in carried else width // 4,

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from converters.errors import CheckpointError, refuse
+from converters.mapped_file import TensorInfo
 from converters.rules import Entry
-from converters.safetensors_file import SafetensorsFile, TensorInfo
+from converters.safetensors_file import SafetensorsFile
 from virtue_jax.config import VirtueConfig
 from virtue_jax.model_directory import CARRIED, load_config, parameter_shapes, read_parameters, stored_parameters
 from virtue_jax.models.lora import merged_kernel

@@ -16,7 +16,8 @@ TESTED = FILES | {
 LEAVES = {"config", "batch"}
 
 GROUND = {"data"}  # the files of data/ itself: what a person gives, and what the configuration says of data
-_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models", "disk", "atomic_files"}
+_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models"}
+_TRAIN |= {"disk", "atomic_files", "exit_status"}
 
 # Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library. A folder that has
 # drawers is a room of its own: the files that lie in it directly.
@@ -27,16 +28,18 @@ ROOMS = {
     "chips": (set(), set()),
     "disk": (set(), set()),
     "atomic_files": (set(), set()),
+    "exit_status": (set(), set()),
+    "console": (set(), {"rich"}),
     "data": (LEAVES | {"disk"}, {"numpy", "PIL"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
-    "data/packing": (LEAVES | {"data/encoding"}, {"numpy"}),
+    "data/packing": (LEAVES | GROUND | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
-        LEAVES | GROUND | {"data/encoding", "data/loading"},
+        LEAVES | GROUND | {"data/encoding", "disk", "atomic_files"},
         {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
     ),
     "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
-    "data/scenes": (GROUND, {"numpy", "PIL", "pyarrow"}),
+    "data/scenes": (GROUND | {"data/formats"}, {"numpy", "PIL", "pyarrow"}),
     "data/row_groups": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
         {"numpy", "PIL"},
@@ -44,14 +47,20 @@ ROOMS = {
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
-    "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
-    "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
+    "array_store": (set(), {"jax", "numpy", "tensorstore"}),
+    "model_directory": ({"config", "models", "atomic_files", "array_store"}, {"jax", "numpy"}),
     "embedding": (
-        LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
+        LEAVES
+        | GROUND
+        | {"data/encoding", "data/packing", "data/formats", "models", "model_directory", "ops", "parallel"},
         {"jax", "numpy"},
     ),
-    "eval": (LEAVES | GROUND | {"data/encoding", "data/formats", "embedding"}, {"numpy", "rich", "matplotlib"}),
-    "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
+    "eval": (
+        LEAVES | GROUND | {"data/encoding", "data/formats", "parallel", "embedding"},
+        {"numpy", "rich", "matplotlib"},
+    ),
+    "compilation_cache": (set(), {"jax"}),
+    "train/step": (_TRAIN | {"ops", "eval"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
     "train/reporting": (
@@ -60,9 +69,9 @@ ROOMS = {
     ),
     "train": (
         _TRAIN
-        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops"}
-        | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
-        {"jax", "flax", "numpy", "rich", "orbax", "etils"},
+        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
+        | {"data/encoding", "data/loading", "data/sources", "data/row_groups", "embedding", "eval"},
+        {"jax", "flax", "numpy", "scipy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
     "aot": (
@@ -72,16 +81,20 @@ ROOMS = {
         | {"train/cost"},
         {"jax", "numpy", "rich"},
     ),
-    "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
+    "aot/study": (
+        {"aot", "chips", "config", "atomic_files", "exit_status", "console"},
+        {"numpy", "rich", "matplotlib", "yaml"},
+    ),
     "cli": (
         {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        | {"compilation_cache", "console", "exit_status"}
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
     "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "model_directory", "models", "atomic_files", "lazy_write"},
-        {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
+        {"config", "model_directory", "models", "atomic_files", "array_store", "console", "exit_status"},
+        {"jax", "flax", "numpy", "ml_dtypes", "rich", "safetensors", "torch", "yaml"},
     ),
 }
 WITHOUT_FILES = ("config", "batch", "ops", "parallel", "models")

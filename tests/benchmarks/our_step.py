@@ -21,11 +21,12 @@ from converters.rules import expand
 from virtue_jax.batch import Batch
 from virtue_jax.config import Numerics, VirtueConfig
 from virtue_jax.data.config import DataConfig, RowGroup
-from virtue_jax.data.encoding.encode import EncodedExample
+from virtue_jax.data.encoding.encode import EncodedExample, Label
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.identity import content_id
-from virtue_jax.data.packing.first_fit import Need, first_fit
-from virtue_jax.data.packing.pack import Label, Row, pack_rows, row_need, row_shape
+from virtue_jax.data.packing.first_fit import first_fit, vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import Row, pack_rows
 from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import parameters
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
@@ -66,17 +67,18 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """One row group before packing: its rows and what they are to the loss."""
+    """One row group before packing."""
 
     rows: list[Row]
-    labels: list[list[Label]]
     slots: int
     micro_batches: int
 
 
-def packed(queries: list[Row], targets: list[Row], labels: dict[int, Label], parts: int) -> list[Rows]:
+def packed(queries: list[Row], targets: list[Row], parts: int) -> list[Rows]:
     """The queries on one image in a row, targets in what is left of the rows; as short as first-fit makes them."""
-    elements = [[_need(row), *(_need([example]) for example in own)] for row, own in zip(queries, targets, strict=True)]
+    elements = [
+        [need_of(row), *(need_of([example]) for example in own)] for row, own in zip(queries, targets, strict=True)
+    ]
     shape = row_shape(queries, slots=SLOTS)
     shape = replace(shape, examples=sum(map(len, queries + targets)))
     while True:
@@ -88,30 +90,17 @@ def packed(queries: list[Row], targets: list[Row], labels: dict[int, Label], par
     for places, row, own in zip(fit.places, queries, targets, strict=True):
         for place, item in zip(places, [row, *([example] for example in own)], strict=True):
             rows[place.row] += item
-    return [Rows(rows, [[labels[id(example)] for example in row] for row in rows], shape.slots, parts)]
+    return [Rows(rows, shape.slots, parts)]
 
 
-def unpacked(queries: list[Row], targets: list[Row], labels: dict[int, Label], parts: int) -> list[Rows]:
+def unpacked(queries: list[Row], targets: list[Row], parts: int) -> list[Rows]:
     """One example per row, a row group per side, each as long as its longest example."""
     groups = []
     for side in (queries, targets):
         rows = [[example] for row in side for example in row]
         longest = max(len(row[0]) for row in rows)
-        groups.append(Rows(rows, [[labels[id(row[0])]] for row in rows], longest, parts))
+        groups.append(Rows(rows, longest, parts))
     return groups
-
-
-def _need(row: Row) -> Need:
-    need = row_need(row)
-    images = {image.key: len(image.patches) for example in row for image in example.images}
-    return Need(
-        need.slots,
-        tuple((key, patches, True) for key, patches in images.items()),
-        need.examples,
-        need.prompts,
-        need.points,
-        positives=1,
-    )
 
 
 def make_groups(
@@ -127,16 +116,16 @@ def make_groups(
         together.setdefault(query.images[0].key, []).append(i)
     if not variant.share:
         queries = [replace(q, images=(replace(q.images[0], key=f"{i}"),)) for i, q in enumerate(queries)]
-    labels = {id(query): Label.query(content) for query, content in zip(queries, contents, strict=True)}
-    labels |= {id(target): Label.target(content) for target, content in zip(targets, contents, strict=True)}
+    queries = [replace(q, label=Label.query(content)) for q, content in zip(queries, contents, strict=True)]
+    targets = [replace(t, label=Label.target(content)) for t, content in zip(targets, contents, strict=True)]
     by_image = [[side[i] for i in numbers] for side in (queries, targets) for numbers in together.values()]
     half = len(by_image) // 2
     arrange = packed if variant.pack else unpacked
     groups, described = [], {}
-    for number, group in enumerate(arrange(by_image[:half], by_image[half:], labels, variant.parts)):
+    for number, group in enumerate(arrange(by_image[:half], by_image[half:], variant.parts)):
         shape = replace(row_shape(group.rows), slots=group.slots)
-        options = {"segmentation_tokens": config.segmentation_tokens, "sam_size": config.sam2.image_size}
-        groups.append(pack_rows(group.rows, shape, labels=group.labels, **options))
+        places = vision_places(map(need_of, group.rows), shape)
+        groups.append(pack_rows(group.rows, shape, config, vision=places))
         described[f"group_{number}"] = RowGroup(shape, len(group.rows), group.micro_batches)
     return tuple(groups), described
 

@@ -42,7 +42,7 @@ def packed(stage: str, batch_size: int, streams: int, steps: int, mixture: str) 
     sources = published_needs(stage, geometry(), count=2000, mixture=mixture)
     groups = groups_for(stage, "large" if batch_size > 1024 else "", batch_size, streams)
     order = SampleOrder(sources, 64)
-    return simulate(sources, groups, batch_size=batch_size, streams=streams, order=order, steps=steps, warmup=5)
+    return simulate(order, groups, batch_size=batch_size, streams=streams, steps=steps, warmup=5)
 
 
 def padded(sources: Sequence[NeedSource], count: int = 20_000) -> dict[str, float]:

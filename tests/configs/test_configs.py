@@ -11,7 +11,8 @@ import pytest
 from configs import quickstart
 from virtue_jax.config import AdapterConfig, from_dict
 from virtue_jax.data.formats.mmeb import SUBSETS
-from virtue_jax.data.packing.first_fit import Need, misfit
+from virtue_jax.data.packing.first_fit import misfit
+from virtue_jax.data.packing.need import Need
 from virtue_jax.data.row_groups.published import published_needs
 from virtue_jax.data.row_groups.simulate import SampleOrder, simulate
 from virtue_jax.ops.splash import FAST_SPLASH_BLOCK, splash_block
@@ -121,7 +122,7 @@ def test_rows_are_full_on_lengths_like_the_data(stage, variant):
     config = published("2b", stage, variant)
     sources = published_needs(stage, published_geometry("2b"), count=300, mixture="equal", seed=1)
     options = {"batch_size": config.batch_size, "streams": config.data.streams, "only": 4, "warmup": 4}
-    figures = simulate(sources, groups_of(config), order=SampleOrder(sources, 64), steps=8, **options)
+    figures = simulate(SampleOrder(sources, 64), groups_of(config), steps=8, **options)
     assert figures.row_efficiency >= {"scar": 0.94, "mmeb": 0.90}[stage]
     assert figures.pairs >= 0.95 * config.batch_size
     assert figures.waiting < 0.05

@@ -41,7 +41,6 @@ def test_a_file_that_is_no_sam2_and_one_without_its_tracking_parts_are_refused(r
         ({"vision_config": None}, "no vision_config"),
         ({"num_hidden_layers": 2}, "extra tensor model.layers.2.mlp.down_proj.weight"),
         ({"num_hidden_layers": 4}, "missing tensor model.layers.3.mlp.down_proj.weight"),
-        ({"tie_word_embeddings": False}, "missing tensor lm_head.weight"),
     ],
 )
 def test_a_config_that_does_not_fit_is_told(request_for, problems_of, copy, change, message):
@@ -66,9 +65,12 @@ def test_a_tied_head_that_differs_from_the_embedding_is_refused(request_for, pro
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_rslora": True}, "use_rslora = True is not supported"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern = {'q_proj': 4} is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, "lora_A.weight has shape (8, 64), but"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is ['q_proj'], expected patterns with numbers"),
+        ({"rank_pattern": {"q_proj": 4.5}}, "rank_pattern gives 'q_proj' the value 4.5, expected a positive int"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern gives 'q_proj' the value -1, expected a positive float"),
+        ({"alpha_pattern": {"q(": 8}}, "alpha_pattern has 'q(', which is not a regular expression"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported; merge the adapter into"),
         ({"bias": "all"}, "bias = 'all' is not supported"),
         ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' is not supported"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from synthetic import qwen_config, qwen_shapes, random_bfloat16, write_sharded
 
-from converters.sources import open_folder
-from converters.torch_file import TorchFile
+from converters.sources import open_file, open_folder
 from virtue_jax.model_directory import read_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -80,11 +80,13 @@ def test_the_peak_is_within_one_and_a_half_shards_and_one_tensor(tiny, tmp_path,
     assert peak < 1.5 * exported + largest_tensor
 
 
-def test_a_torch_file_is_unmapped_after_a_few_hundred_megabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("converters.torch_file._REMAP_AFTER", 1000)
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_a_file_is_unmapped_after_a_few_hundred_megabytes(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("converters.mapped_file._REMAP_AFTER", 1000)
     tensors = {f"t{i}": torch.randn(100) for i in range(6)}
+    save_file(tensors, tmp_path / "x.safetensors")
     torch.save(tensors, tmp_path / "x.pt")
-    file = TorchFile(tmp_path / "x.pt")
+    file = open_file(tmp_path / name)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(file.read(name), tensor.numpy())
         assert file._touched <= 1000
@@ -98,7 +100,7 @@ def test_only_one_file_stays_open(tmp_path):
     assert len(files) == 3
     for name in [*list(shapes)[::7], "model.norm.weight", "visual.patch_embed.proj.weight"]:
         assert source.read(name).shape == shapes[name]
-        assert sum(file._tensors is not None for file in source.files) == 1
+        assert sum(file.is_open for file in source.files) == 1
 
 
 def test_synthetic_weights_are_finite_and_varied():

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from virtue_jax.config import HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.encoding.encode import ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder, Label
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.packing.pack import Label, pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 
 
 @pytest.fixture(scope="session")
@@ -71,21 +73,23 @@ def rows(small_sam_encoder, noise, png):
     points = VisualPrompt(points=((3, 3, 1), (9, 9, 0)))
     mask = np.zeros((60, 90), bool)
     mask[10:30, 20:50] = True
-    encode = small_sam_encoder.encode
+
+    def encode(label: Label, *example, origin: str) -> EncodedExample:
+        return dataclasses.replace(small_sam_encoder.encode(Example(*example, origin=origin)), label=label)
+
     return [
         [
-            encode(Example("Red cat", (first,), box, origin="row 0a")),
-            encode(Example("A tiger", origin="row 0b")),
-            encode(Example("both", (second, first), points, origin="row 0c")),
+            encode(Label.query(5, 9), "Red cat", (first,), box, origin="row 0a"),
+            encode(Label.target(5), "A tiger", origin="row 0b"),
+            encode(Label.query(7), "both", (second, first), points, origin="row 0c"),
         ],
-        [encode(Example("mask", (first,), VisualPrompt(mask=mask), origin="row 1"))],
+        [encode(Label.target(9), "mask", (first,), VisualPrompt(mask=mask), origin="row 1")],
     ]
 
 
 @pytest.fixture
-def packed(rows):
+def packed(rows, small_sam_encoder):
     """With one vision row, in which row 0 has two images, and two places for positives."""
     shape = row_shape(rows, slots=64, patches=64)
-    shape = dataclasses.replace(shape, vision_rows=1, patches=2 * shape.patches, positives=2)
-    labels = [[Label.query(5, 9), Label.target(5), Label.query(7)], [Label.target(9)]]
-    return shape, pack_rows(rows, shape, labels=labels, segmentation_tokens=16, sam_size=256)
+    shape = dataclasses.replace(shape, vision_rows=1, patches=2 * shape.patches)
+    return shape, pack_rows(rows, shape, small_sam_encoder.config, vision=vision_places(map(need_of, rows), shape))

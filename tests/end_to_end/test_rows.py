@@ -47,9 +47,10 @@ def test_chosen_rows_place_the_batch_and_can_be_stored(config, resolved):
     assert all(group.rows % 2 == 0 for group in resolved.rows.values())
     needs, _ = stated_needs(config)
     groups = [(group.shape, group.rows) for group in resolved.rows.values()]
-    options = {"batch_size": 4, "streams": 1, "order": SampleOrder(needs, 64), "steps": 20}
-    drawn = most_pairs(needs, **options)  # not 4 in each step: one image or another has two queries
-    assert 3 < drawn < 4 and simulate(needs, groups, **options).pairs >= 0.95 * drawn
+    options = {"batch_size": 4, "streams": 1, "steps": 20}
+    order = SampleOrder(needs, 64)
+    drawn = most_pairs(order, **options)  # not 4 in each step: one image or another has two queries
+    assert 3 < drawn < 4 and simulate(order, groups, **options).pairs >= 0.95 * drawn
     assert sum(group.rows for group in resolved.rows.values()) <= 8
     assert resolve_rows(dataclasses.replace(config, data=resolved), [], None, None, shards=2) == resolved, "those stay"
 

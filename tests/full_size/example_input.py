@@ -17,7 +17,9 @@ from virtue_jax.config import Compat
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.formats.jsonl import parse_example
-from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 from virtue_jax.data.scenes import make_scene
 from virtue_jax.model_directory import load_config
 
@@ -50,12 +52,8 @@ def write_batch(model: Path, examples: list[dict], out: Path) -> Batch:
     config = load_config(model)
     encoder = ExampleEncoder(config, Tokenizer.load(model), Compat.paper())
     encoded, other = (encoder.encode(parse_example(example, Path(), "example")) for example in examples)
-    batch = pack_rows(
-        [[encoded]],
-        row_shape([[encoded]]),
-        segmentation_tokens=config.segmentation_tokens,
-        sam_size=config.sam2.image_size,
-    )
+    shape = row_shape([[encoded]])
+    batch = pack_rows([[encoded]], shape, config, vision=vision_places([need_of([encoded])], shape))
     np.savez(out / ARRAYS, **{name: x for name, x in batch._asdict().items() if x is not None})
     facts = {
         "image_token_id": config.text.image_token_id,

@@ -24,14 +24,14 @@ def test_the_embedder_never_copies_the_weights_of_more_than_a_few_layers(tiny_mo
     weights = {path: jnp.zeros(x.shape, x.dtype) for path, x in parameters(model).items()}
     embedder = Embedder(config, bind(model, weights), Tokenizer.load(folder))
     temporaries = []
-    run = embedder._run
+    run = embedder._programs._read
 
-    def measure(params, batch):
-        program = run.lower(params, batch).compile()
+    def measure(*inputs):
+        program = run.lower(*inputs).compile()
         temporaries.append(program.memory_analysis().temp_size_in_bytes)
-        return program(params, batch)
+        return program(*inputs)
 
-    monkeypatch.setattr(embedder, "_run", measure)
+    monkeypatch.setattr(embedder._programs, "_read", measure)
     embedder.embed([{"text": "a red star"}])
     one_layer = 4 * sum(x.size for path, x in weights.items() if path.startswith("text.layers.")) / layers
     assert len(temporaries) == 1

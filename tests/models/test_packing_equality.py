@@ -10,7 +10,9 @@ from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.models.parameters import bind, parameters
 
@@ -56,7 +58,7 @@ def embed(virtue, encoded, arrangement):
     config, model, _ = virtue
     rows = [[encoded[i] for i in row] for row in arrangement]
     shape = row_shape(rows, slots=16, patches=16)
-    batch = pack_rows(rows, shape, segmentation_tokens=config.segmentation_tokens, sam_size=config.sam2.image_size)
+    batch = pack_rows(rows, shape, config, vision=vision_places(map(need_of, rows), shape))
     weights = np.random.default_rng(1).standard_normal((len(encoded), config.text.hidden_size)).astype(np.float32)
     projection = np.zeros((len(rows), shape.examples, config.text.hidden_size), np.float32)
     for r, row in enumerate(arrangement):

@@ -8,30 +8,10 @@ import torch
 from transformers import Sam2Config as TorchConfig
 from transformers import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2Model, Sam2PromptEncoderConfig, Sam2VisionConfig
 
+from converters.sam2_transformers import meta_name
 from virtue_jax.config import Sam2Config
 
-# `transformers`' names -> Meta's, from where the converter's own table goes on.
-RENAMES = [
-    (r"vision_encoder\.backbone\.patch_embed\.projection", "image_encoder.trunk.patch_embed.proj"),
-    (r"vision_encoder\.backbone\.", "image_encoder.trunk."),
-    (r"vision_encoder\.neck\.convs\.(\d)", r"image_encoder.neck.convs.\1.conv"),
-    (r"no_memory_embedding", "no_mem_embed"),
-    (r"prompt_encoder\.shared_embedding\.positional_embedding", "pe_layer.positional_encoding_gaussian_matrix"),
-    (r"^shared_image_embedding\.positional_embedding", "pe_layer.positional_encoding_gaussian_matrix"),
-    (r"prompt_encoder\.mask_embed\.conv1", "mask_downscaling.0"),
-    (r"prompt_encoder\.mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"prompt_encoder\.mask_embed\.conv2", "mask_downscaling.3"),
-    (r"prompt_encoder\.mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"prompt_encoder\.mask_embed\.conv3", "mask_downscaling.6"),
-    (r"^(?:prompt_encoder\.)?(pe_layer|mask_downscaling|no_mask_embed|not_a_point_embed)", r"sam_prompt_encoder.\1"),
-    (r"^mask_decoder\.", "sam_mask_decoder."),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"(blocks\.\d+|transformer\.layers\.\d+)\.layer_norm", r"\1.norm"),
-    (r"\.mlp\.proj_in", ".mlp.layers.0"),
-    (r"\.mlp\.proj_out", ".mlp.layers.1"),
-    (r"\.o_proj\.", ".out_proj."),
-]
-POINTS = "prompt_encoder.point_embed.weight"  # one table here, four tensors of one row there
+POINTS = "prompt_encoder.point_embed.weight"  # one table here, four tensors of one row in Meta's files
 META_POINTS = [f"sam_prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]
 # What makes masks of the two-way transformer's output; VIRTUE does not run it.
 MASK_HEADS = re.compile(r"mask_decoder\.(upscale|output_hypernetworks|iou_prediction_head|conv_s|pred_obj).*")
@@ -69,13 +49,6 @@ def torch_config(config: Sam2Config) -> TorchConfig:
         iou_head_hidden_dim=16,
     )
     return TorchConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-
-
-def meta_name(name: str) -> str:
-    """Meta's name of a tensor of Sam2Model (any but `POINTS`)."""
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def in_meta_names(model: Sam2Model) -> dict[str, np.ndarray]:

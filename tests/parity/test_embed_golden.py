@@ -21,7 +21,9 @@ from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example
 from virtue_jax.data.formats.jsonl import parse_example
-from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 from virtue_jax.embedding.embedder import Embedder
 from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
@@ -182,7 +184,7 @@ def test_left_padded_rows_with_the_positions_that_they_had(folder, tiny_model_di
         assert (positions != encoded.positions).any()
         encoded = dataclasses.replace(encoded, positions=positions.astype(np.int32))
         shape = row_shape([[encoded]], slots=128, patches=64)
-        batch = pack_rows([[encoded]], shape, segmentation_tokens=256, sam_size=1024)
+        batch = pack_rows([[encoded]], shape, config, vision=vision_places([need_of([encoded])], shape))
         got.append(run(parameters(model), batch)[0, 0])
     assert_golden(np.array(got), PADDED, array)
 

@@ -18,10 +18,12 @@ from converters.rules import Entry, expand
 from virtue_jax.batch import QUERY, TARGET, RowShape
 from virtue_jax.config import Compat, Numerics, VirtueConfig
 from virtue_jax.data.config import DataConfig, RowGroup, SourceConfig
-from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
+from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder, Label
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, VisualPrompt
-from virtue_jax.data.packing.pack import Label, pack_rows, row_shape
+from virtue_jax.data.packing.first_fit import vision_places
+from virtue_jax.data.packing.need import need_of, row_shape
+from virtue_jax.data.packing.pack import pack_rows
 from virtue_jax.model_directory import load_model
 from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.parallel.mesh import make_mesh, put_rows
@@ -100,14 +102,9 @@ def checked(name: str, sign: str, i: int, example: EncodedExample) -> EncodedExa
 
 
 def pack(config: VirtueConfig, side: int, encoded: list[EncodedExample], shape: RowShape):
-    rows = [[example] for example in encoded]
-    return pack_rows(
-        rows,
-        shape,
-        segmentation_tokens=config.segmentation_tokens,
-        sam_size=config.sam2.image_size,
-        labels=[[Label.query(i) if side == QUERY else Label.target(i)] for i in range(len(rows))],
-    )
+    label = Label.query if side == QUERY else Label.target
+    rows = [[replace(example, label=label(i))] for i, example in enumerate(encoded)]
+    return pack_rows(rows, shape, config, vision=vision_places(map(need_of, rows), shape))
 
 
 @functools.cache

@@ -50,11 +50,10 @@ def published_work(config: TrainConfig, virtue: VirtueConfig) -> tuple[float, Wo
     share = config.data.share_images
     sources = published_needs(name, virtue, count=_ELEMENTS, mixture="equal", share_images=share)
     figures = simulate(
-        sources,
+        SampleOrder(sources, config.data.interleave),
         [(group.shape, group.rows) for group in config.data.rows.values()],
         batch_size=config.batch_size,
         streams=config.data.streams,
-        order=SampleOrder(sources, config.data.interleave),
         steps=_STEPS,
         warmup=_WARMUP,
         only=_STREAMS,

@@ -10,6 +10,7 @@ from PIL import Image
 from virtue_jax.data.pixels import ImagePixels, image_pixels, mask_inside, orientation_of, refuse_format, turned
 
 POSITIVE, NEGATIVE = 1, 0
+IMAGE_MARKER = "<|image_1|>"  # where the image belongs in a text, whatever markup a behaviour has for it
 
 # What images and masks are held as: a file's path, the encoded bytes of a file, pixels.
 ImageSource = str | os.PathLike | bytes | ImagePixels
@@ -130,9 +131,10 @@ class ImageBytes(bytes):
 class Example:
     """One thing to embed: images, a text, and a prompt that belongs to the first image.
 
-    A text that contains `<|image_pad|>` is taken verbatim, any other gets the compat's template. images: paths, encoded
-    bytes, PIL images or uint8 arrays (`pixels.image_pixels`), one or a list; held as `ImageSource`s. origin names file
-    and row in errors. upright: whether the EXIF orientation of images and mask files is applied, so that the prompt is
+    A text that contains `<|image_pad|>` is taken verbatim; one with `<|image_1|>`, the published data sets' marker,
+    gets the compat's markup there; any other gets the compat's template. images: paths, encoded bytes, PIL images or
+    uint8 arrays (`pixels.image_pixels`), one or a list; held as `ImageSource`s. origin names file and row in errors.
+    upright: whether the EXIF orientation of images and mask files is applied, so that the prompt is
     in the pixels that viewers show; the published sets, whose boxes are in the pixels as stored, say False. A behaviour
     may leave it out (`Compat.exif_orientation`).
 

@@ -24,6 +24,7 @@ def content_id(example: Example) -> int:
     if mask is not None:
         parts.append(np.packbits(mask).tobytes() if isinstance(mask, np.ndarray) else mask)
     for part in parts:
+        # A file's name may hold bytes that are no text.
         content = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
         digest.update(len(content).to_bytes(8, "little") + content)
     return int.from_bytes(digest.digest(), "little") & 0x7FFFFFFF

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from virtue_jax.data.example import TrainingPair
-from virtue_jax.data.unreadable import Unreadable, readable
+from virtue_jax.data.unreadable import Unreadable, readable, reason
 
 
 class PairSource(Protocol):
@@ -51,6 +51,28 @@ class PairRows(ABC):
         return (readable(self.origin(row), self.pair, row),)
 
 
+def read_row(source: PairSource, row: int) -> tuple[TrainingPair | Unreadable, ...]:
+    """What a source gives for a row, at least one pair; `Unreadable` for whatever else it gives or raises."""
+    try:
+        pairs = tuple(source[row])
+        wrong = [pair for pair in pairs if not isinstance(pair, TrainingPair | Unreadable)]
+        if wrong or not pairs:
+            kinds = ", ".join(type(pair).__name__ for pair in wrong) or "nothing"
+            raise TypeError(f"its source gives {kinds}, expected TrainingPairs")
+        return pairs
+    except Exception as error:
+        origin = row_origin(source, row)
+        return (Unreadable(origin, reason(error, origin)),)
+
+
+def row_origin(source: PairSource, row: int) -> str:
+    """File and row, whatever state the row is in."""
+    try:
+        return source.origin(row)
+    except Exception:  # what cannot be read may not know its name either
+        return f"{type(source).__name__} row {row}"
+
+
 def check_row(row: int, length: int) -> None:
     """Raises `IndexError` for a row that does not exist."""
     if not 0 <= row < length:
@@ -59,4 +81,4 @@ def check_row(row: int, length: int) -> None:
 
 def pair_origin(source: PairSource, row: int, element: Sequence[TrainingPair | Unreadable], pair: TrainingPair) -> str:
     """File and row of one of a row's pairs."""
-    return source.origin(row) if len(element) == 1 else pair.query.origin
+    return row_origin(source, row) if len(element) == 1 else pair.query.origin

@@ -20,21 +20,32 @@ class Unreadable(NamedTuple):
     origin: str
     error: str
 
+    def entry(self, element: int) -> dict:
+        """Its line of the quarantine; element: number of the element of data that it is in."""
+        return {"element": element, "origin": self.origin, "error": self.error}
+
 
 def readable(origin: str, read: Callable[..., Value], *arguments) -> Value | Unreadable:
     """`read(*arguments)`, or an `Unreadable` for whatever it raises: one row's data never end a run."""
     try:
         return read(*arguments)
     except Exception as error:
-        return Unreadable(origin, reason(error, origin))
+        return Unreadable(_printable(origin), reason(error, origin))
 
 
 def reason(error: Exception, origin: str) -> str:
     """One line for an exception that the data of `origin` provoked; what no reader foresaw is named by its type."""
     text = " ".join(str(error).split())
     if isinstance(error, InvalidExample):
-        return text
-    return f"{origin}: {type(error).__name__}: {text}; correct this row or leave it out"
+        text = text if origin in text else f"{origin}: {text}"
+    else:
+        text = f"{origin}: {type(error).__name__}: {text}; correct this row or leave it out"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Half characters, which no terminal and no file takes, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def too_many_bad(bad: int, read: int, allowed: float) -> bool:
@@ -46,11 +57,13 @@ class Quarantine:
     """`workdir/quarantine.jsonl`, one line {"element", "origin", "error"} each; written by the leader,
     and by a process that ends alone.
 
-    A resumed run meets the same elements again, and does not write them again.
+    A resumed run meets the same elements again, and does not write them again. fresh: an earlier list is removed.
     """
 
-    def __init__(self, workdir: Path):
-        self.path = workdir / QUARANTINE
+    def __init__(self, workdir: Path, name: str = QUARANTINE, *, fresh: bool = False):
+        self.path = workdir / name
+        if fresh:
+            self.path.unlink(missing_ok=True)
         self._known = {_identity(entry) for entry in read_whole_lines(self.path)}
         _end_with_whole_line(self.path)
 

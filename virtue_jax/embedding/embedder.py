@@ -2,45 +2,69 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from virtue_jax.batch import RowShape
 from virtue_jax.config import Compat, Numerics, VirtueConfig
 from virtue_jax.data.encoding.encode import EncodedExample, ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example
+from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.formats.jsonl import parse_example
-from virtue_jax.data.packing.pack import pack_rows, row_shape
+from virtue_jax.data.packing.need import need_of
+from virtue_jax.embedding.look import Look
+from virtue_jax.embedding.programs import Programs
+from virtue_jax.embedding.rows import PackedRows, grown, image_shape, packed_rows, text_shape
 from virtue_jax.model_directory import load_model
-from virtue_jax.models.parameters import bind, parameters
 from virtue_jax.models.virtue import Virtue
+from virtue_jax.ops.attention import CPU
+from virtue_jax.parallel.mesh import MeshConfig, make_mesh, row_shards
 
-WINDOW = 64  # examples whose pixels are in memory at once
+WINDOW_IMAGES = 32  # examples with images whose pixels are in memory at once; as many are read ahead
+WINDOW = 1024  # examples, with images or not
+THREADS = 8  # that read, decode and resize
+IN_FLIGHT = 4  # batches that the devices have been given and have not given back
 
 
 class Embedder:
-    """Embeds examples one to a row, so that no embedding depends on what else is in the batch.
+    """A model on the devices of a mesh, and what makes its input.
 
-    Rows are padded to a few lengths, one compiled program each. `image_rows`, `text_rows`: rows per call of the model,
-    at least 1, else a ValueError.
+    Examples are packed into rows as in training, several to a row, so that a handful of programs is compiled whatever
+    the sizes of the images; no embedding depends on what else is in its row or batch.
+
+    Args:
+        mesh: devices of this process; by default all that it has. Weights are on all of them, rows are split over them.
+        image_rows, text_rows: rows of one call of the model on one device.
+
+    Raises:
+        ValueError: fewer rows than 1; a mesh with devices of other processes.
     """
 
     def __init__(
-        self, config: VirtueConfig, model: Virtue, tokenizer: Tokenizer, *, image_rows: int = 4, text_rows: int = 64
+        self,
+        config: VirtueConfig,
+        model: Virtue,
+        tokenizer: Tokenizer,
+        *,
+        mesh: Mesh | None = None,
+        image_rows: int = 1,
+        text_rows: int = 1,
     ):
         for name, rows in (("image_rows", image_rows), ("text_rows", text_rows)):
             if rows < 1:
                 raise ValueError(f"{name} is {rows}: expected at least 1")
+        mesh = make_mesh(MeshConfig(), jax.local_devices()) if mesh is None else mesh
+        if mesh.is_multi_process:
+            raise ValueError("the embedder's mesh has devices of other processes; give it those of this one alone")
         self.config = config
-        self._encoder = ExampleEncoder(config, tokenizer)
-        self._params = parameters(model)
-        self._rows = {True: image_rows, False: text_rows}
-        options = _compiler_options(model.text.numerics.compute)
-        self._run = jax.jit(lambda params, batch: bind(model, params)(batch), compiler_options=options)
+        self.encoder = ExampleEncoder(config, tokenizer)
+        self._programs = Programs(model, mesh)
+        self._image_rows, self._text_rows = image_rows * row_shards(mesh), text_rows * row_shards(mesh)
 
     @classmethod
     def load(
@@ -50,27 +74,31 @@ class Embedder:
         compat: str | None = None,
         positions: str | None = None,
         dtype: str = "float32",
-        image_rows: int = 4,
-        text_rows: int = 64,
+        mesh: Mesh | None = None,
+        image_rows: int = 1,
+        text_rows: int = 1,
     ) -> "Embedder":
         """An embedder from a model directory (`python -m converters import`, or `WORKDIR/model` of a training run).
 
         compat: "released" or "paper"; None = as the model was converted or trained. positions: "prefix", "sequential"
-        or "mrope", in place of the compat's scheme. dtype: of weights and activations, "float32" or "bfloat16".
+        or "mrope", in place of the compat's scheme. dtype: of weights and activations, "float32" or "bfloat16". The
+        rest: as the class has it.
 
         Raises:
             ValueError, FileNotFoundError: a directory that is not a whole model; unknown names.
         """
-        config, model = load_model(Path(directory), Numerics(compute=dtype, params=dtype))
+        attention = CPU if jax.default_backend() == "cpu" else "xla"
+        config, model = load_model(Path(directory), Numerics(dtype, dtype, attention))
         behaviour = config.compat if compat is None else Compat.preset(compat)
         if positions is not None:
             behaviour = dataclasses.replace(behaviour, positions=positions)
         config = dataclasses.replace(config, compat=behaviour)
-        return cls(config, model, Tokenizer.load(Path(directory)), image_rows=image_rows, text_rows=text_rows)
+        tokenizer = Tokenizer.load(Path(directory))
+        return cls(config, model, tokenizer, mesh=mesh, image_rows=image_rows, text_rows=text_rows)
 
     def embed(
         self,
-        examples: Sequence[Example | Mapping],
+        examples: Iterable[Example | Mapping],
         *,
         segmentation: bool = True,
         progress: Callable[[int], None] | None = None,
@@ -82,65 +110,106 @@ class Embedder:
         progress: called with the number of examples done.
 
         Raises:
-            InvalidExample: the first example that cannot be embedded, by its origin.
+            InvalidExample: the first example that cannot be embedded, by its origin; one example instead of a list.
         """
-        out = np.zeros((len(examples), self.config.text.hidden_size), np.float32)
+        if isinstance(examples, Example | Mapping | str | bytes):
+            raise InvalidExample(
+                f"examples is one {type(examples).__name__}; give a list of examples, if of one only: embed([example])"
+            )
+        examples = list(examples)
+        embeddings = np.zeros((len(examples), self.config.text.hidden_size), np.float32)
         done = 0
-        for start in range(0, len(examples), WINDOW):
-            window = [
-                self._encode(examples[i], i, segmentation) for i in range(start, min(start + WINDOW, len(examples)))
-            ]
-            for shape, members in _by_shape(window):
-                for part in _parts(members, self._rows[shape.vision_rows > 0]):
-                    out[[start + i for i in part]] = self._embed_rows([window[i] for i in part], shape)
-                    done += len(part)
-                    if progress is not None:
-                        progress(done)
-        return out
+        for numbers, vectors in self._vectors(examples, segmentation):
+            embeddings[numbers] = vectors
+            done += len(numbers)
+            if progress is not None:
+                progress(done)
+        return embeddings
 
-    def _encode(self, example: Example | Mapping, index: int, segmentation: bool) -> EncodedExample:
+    def use(self, params: Mapping[str, jax.Array]) -> None:
+        """Embeds with these parameters from now on; with the same shapes and dtypes nothing is compiled again. {} lets
+        go of the arrays until the next call."""
+        self._programs.use(params)
+
+    def look(self, image, *, segmentation: bool = True) -> Look:
+        """Runs both image towers over an image, which can then be pointed at many times.
+
+        image: what the key "image" of `embed`'s dicts may be; of several, prompts point into the first.
+
+        Raises:
+            InvalidExample: an image that cannot be read.
+        """
+        example = parse_example({"image": image}, Path(), "image")
+        return Look(self.encoder, self._programs, example, segmentation, self._image_rows)
+
+    def _vectors(self, examples: Sequence, segmentation: bool) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Numbers of examples with their embeddings, as the devices give them back."""
+        pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), thread_name_prefix="encode")
+        running: deque = deque()
+        try:
+            for window in self._windows(examples, segmentation, pool):
+                encoded = {number: future.result() for number, future in window.items()}
+                for packed in self._packed(encoded, segmentation, pool.map):
+                    running.append(
+                        (packed.places, self._programs.read(packed.batch, self._programs.look(packed.batch)))
+                    )
+                    if len(running) == IN_FLIGHT:
+                        yield _taken(*running.popleft())
+            while running:
+                yield _taken(*running.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _windows(
+        self, examples: Sequence, segmentation: bool, pool: ThreadPoolExecutor
+    ) -> Iterator[dict[int, Future[EncodedExample]]]:
+        """Consecutive examples by number, being encoded; while one window is in use, the next one is."""
+        ahead = None
+        for members in _window_numbers([_has_image(example) for example in examples], self._image_rows):
+            window = {i: pool.submit(self._encode, examples[i], i, segmentation) for i in members}
+            if ahead is not None:
+                yield ahead
+            ahead = window
+        if ahead is not None:
+            yield ahead
+
+    def _encode(self, example: Example | Mapping, number: int, segmentation: bool) -> EncodedExample:
         if not isinstance(example, Example):
-            example = parse_example(example, Path(), f"example {index}")
-        return self._encoder.encode(example, segmentation=segmentation)
+            example = parse_example(example, Path(), f"example {number}")
+        return self.encoder.encode(example, segmentation=segmentation)
 
-    def _embed_rows(self, encoded: list[EncodedExample], shape: RowShape) -> np.ndarray:
-        # A power of two of rows: the last, smaller parts cost few further programs.
-        rows = 1 << (len(encoded) - 1).bit_length()
-        padded = encoded + encoded[:1] * (rows - len(encoded))
-        batch = pack_rows(
-            [[e] for e in padded],
-            shape,
-            segmentation_tokens=self.config.segmentation_tokens,
-            sam_size=self.config.sam2.image_size,
-        )
-        return np.asarray(self._run(self._params, batch))[: len(encoded), 0]
-
-
-def _compiler_options(compute: str) -> dict[str, str] | None:
-    """On a CPU, XLA computes bfloat16 in float32, and its loop-invariant code motion would convert the weights of all
-    layers before the loop over them (8 GB at the 2B size) instead of one layer's inside it."""
-    if compute == "float32" or jax.devices()[0].platform != "cpu":
-        return None
-    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    def _packed(
+        self, encoded: Mapping[int, EncodedExample], segmentation: bool, each: Callable
+    ) -> Iterator[PackedRows]:
+        by_shape: dict = {}
+        for number, example in encoded.items():
+            shape = image_shape(self.config, segmentation) if example.images else text_shape()
+            by_shape.setdefault(grown(shape, need_of([example])), {})[number] = example
+        for shape, members in by_shape.items():
+            count = self._image_rows if shape.patches else self._text_rows
+            yield from packed_rows(members, shape, count, self.config, each=each)
 
 
-def _by_shape(encoded: list[EncodedExample]) -> Iterator[tuple[RowShape, list[int]]]:
-    groups: dict[RowShape, list[int]] = {}
-    for i, example in enumerate(encoded):
-        shape = row_shape([[example]])
-        shape = dataclasses.replace(
-            shape, slots=_bucket(shape.slots, 16), patches=_bucket(shape.patches, 64), points=_bucket(shape.points, 4)
-        )
-        groups.setdefault(shape, []).append(i)
-    yield from groups.items()
+def _taken(places: Sequence[tuple[int, int, int]], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
+    """Waits for a batch's result: the numbers of its examples, and their embeddings."""
+    rows, columns, numbers = (list(x) for x in zip(*places, strict=True))
+    return numbers, np.asarray(vectors)[rows, columns]
 
 
-def _bucket(length: int, least: int) -> int:
-    """`length` rounded up to a multiple of a quarter of its own power of two: at most a quarter is padding."""
-    step = max(least, 1 << max(length.bit_length() - 3, 0))
-    return -(-length // step) * step
+def _has_image(example: Example | Mapping) -> bool:
+    if isinstance(example, Example):
+        return bool(example.images)
+    return isinstance(example, Mapping) and example.get("image") is not None
 
 
-def _parts(members: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
+def _window_numbers(with_image: Sequence[bool], rows: int) -> Iterator[range]:
+    """Consecutive numbers, as many as may be in memory at once and fill the rows of a few calls."""
+    start = images = 0
+    most = max(WINDOW_IMAGES, 8 * rows)
+    for number, has_image in enumerate(with_image):
+        if number - start == WINDOW or images + has_image > most:
+            yield range(start, number)
+            start, images = number, 0
+        images += has_image
+    if start < len(with_image):
+        yield range(start, len(with_image))

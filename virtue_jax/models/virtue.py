@@ -83,9 +83,8 @@ class Virtue(nnx.Module):
     @_as_its_dtype_says
     def fuse_prompts(self, batch: Batch, maps):
         """[R, M, h, w, D]: the prompts of the rows, each seen on its image's map; maps[R * I, h, w, D] row by row."""
-        rows, images = batch.sam_images.shape[:2]
-        prompts = batch.prompt_labels.shape[1]
-        maps = constrain(maps.reshape(rows, images, *maps.shape[1:]), ROWS)
+        rows, prompts = batch.prompt_labels.shape[:2]
+        maps = constrain(maps.reshape(rows, len(maps) // rows, *maps.shape[1:]), ROWS)
         maps = jnp.take_along_axis(maps, batch.prompt_image[:, :, None, None, None], axis=1)
         labels = _flat(batch.prompt_labels)
         has_mask = masks = None

@@ -9,6 +9,7 @@ import math
 
 import jax
 
+from virtue_jax.ops.cpu_attention import cpu_attention
 from virtue_jax.ops.splash import splash_attention
 from virtue_jax.ops.triton_attention import triton_attention
 from virtue_jax.ops.xla_attention import xla_attention
@@ -28,7 +29,8 @@ def attention(q_BLHD, k_BSKD, v_BSKD, *, scale=None, causal=False, q_segments=No
         q_segments, kv_segments: int[B, L], int[B, S]; a query sees the keys of its own segment. Segment 0 is padding:
             no real query sees it, and what stands at padded queries is finite but means nothing. Give both or neither.
         backend: "xla" (every platform; memory linear in L, no (L, S) array survives into the backward pass),
-            "splash" (the Pallas kernel for TPU; L and S multiples of 128) or "triton" (ours for NVIDIA GPUs).
+            "splash" (the Pallas kernel for TPU; L and S multiples of 128), "triton" (ours for NVIDIA GPUs) or "cpu"
+            (products in blocks that a CPU's cache holds; for embedding).
 
     Returns:
         [B, L, H, D] in q's dtype. A query without any visible key gets a finite, meaningless value.
@@ -37,11 +39,12 @@ def attention(q_BLHD, k_BSKD, v_BSKD, *, scale=None, causal=False, q_segments=No
         ValueError: shapes that do not fit together, an unknown backend, or one that cannot compute these shapes.
     """
     _check_shapes(q_BLHD, k_BSKD, v_BSKD, causal, q_segments, kv_segments)
-    if backend not in BACKENDS:
+    compute = cpu_attention if backend == CPU else BACKENDS.get(backend)
+    if compute is None:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}: set numerics.attention")
     scale = 1.0 / math.sqrt(q_BLHD.shape[-1]) if scale is None else scale
     with jax.named_scope(CAUSAL_SCOPE if causal else FULL_SCOPE):
-        return BACKENDS[backend](q_BLHD, k_BSKD, v_BSKD, scale, causal, q_segments, kv_segments)
+        return compute(q_BLHD, k_BSKD, v_BSKD, scale, causal, q_segments, kv_segments)
 
 
 def _check_shapes(q, k, v, causal, q_segments, kv_segments):
@@ -63,6 +66,7 @@ def _check_shapes(q, k, v, causal, q_segments, kv_segments):
 
 BACKENDS = {"xla": xla_attention, "splash": splash_attention, "triton": triton_attention}
 PLATFORMS = {"xla": ("cpu", "cuda", "rocm", "tpu"), "splash": ("tpu",), "triton": ("cuda",)}
+CPU = "cpu"  # no choice of a run file: the cost model of training (`train/cost`) does not know it
 AUTO = "auto"  # the kernel that is made for a platform; "xla" where none is
 KERNELS = {"tpu": "splash", "cuda": "triton"}
 

@@ -16,10 +16,10 @@ from virtue_jax.atomic_files import replace_text
 from virtue_jax.config import from_dict, to_dict
 from virtue_jax.data.config import DataConfig
 from virtue_jax.data.sources.open_data import make_loader, open_sources
-from virtue_jax.model_directory import save_model
 from virtue_jax.parallel.mesh import local_streams, make_mesh, platform_of, row_parts, row_shards
-from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader, to_leader
+from virtue_jax.parallel.processes import barrier, gather_bytes, is_leader
 from virtue_jax.train.cost.fitting import fitted_setup
+from virtue_jax.train.evaluations import Evaluations
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.metrics import MetricsLog, SilentLog
 from virtue_jax.train.reporting.step_log import StepLog
@@ -36,6 +36,7 @@ from virtue_jax.train.survival.identity import CHECKPOINTS, ROWS, forget_another
 from virtue_jax.train.survival.interruption import StopSignal
 from virtue_jax.train.survival.nonfinite import NonFinite
 from virtue_jax.train.survival.watchdog import LONG, Watchdog
+from virtue_jax.train.trained_model import write_model
 from virtue_jax.train.weights import StartingModel, load_weights, starting_model
 
 CONFIG = "config.json"  # of the last start, whole; checkpoints hold what must agree
@@ -51,7 +52,7 @@ def train(
     """Trains, or resumes where `workdir` holds checkpoints of the same run; returns the trained model's directory.
 
     With several processes (`parallel.processes.join`) all of them call it; `workdir` is a folder that all can reach.
-    seen: called with (step, this process's `StepBatch`) when a step is finished.
+    seen: called with (step, this process's `Step`) when a step is finished.
 
     Raises:
         ValueError: a configuration that cannot run, or another one than the checkpoints in `workdir` come from.
@@ -66,17 +67,22 @@ def train(
     clock = Goodput(workdir)
     with StopSignal() as stop, Watchdog(config.watchdog_minutes, workdir) as watchdog:
         with clock.measure("init"):
-            made = _make(config, workdir, console)
+            made = _make(config, workdir, console, clock)
+            evaluations = Evaluations(
+                made.config, made.start, made.run, made.frozen, workdir, stop=stop, watchdog=watchdog, say=_say(console)
+            )
         with _closing(made.loader), _checkpoints(made, workdir, console) as checkpoints:
-            watchdog.beat("the restore", LONG)
-            with clock.measure("restore"):
-                state = _begin(made, checkpoints.restore(made.run.state), console)
+            state = _begin(made, checkpoints, clock, watchdog, console)
+            evaluations.begin_at(int(state.step))
+            with clock.measure("evaluation"):  # what a stop left out
+                evaluations.run(int(state.step), state.trainable)
             if int(state.step) < config.steps:
-                loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, workdir, console, seen)
+                loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, evaluations, workdir, console, seen)
                 state = _run_steps(loop, state, console)
         model = workdir / "model"
         watchdog.beat("writing the model", LONG)
-        _write_model(model, made.start, {**made.frozen, **state.trainable}, watchdog)
+        if not _is_written(model):
+            write_model(model, made.start, {**made.frozen, **state.trainable}, watchdog)
     console.print(f"model: {model}", soft_wrap=True)
     return model
 
@@ -94,19 +100,21 @@ class _Made:
     streams: tuple[int, ...]
 
 
-def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
+def _make(config: TrainConfig, workdir: Path, console: Console, clock: Goodput) -> _Made:
     mesh = make_mesh(config.mesh)
     config = with_attention(config, platform_of(mesh))
     _check_streams(config, mesh, workdir, _say(console))
     if is_leader():
         forget_another_run(workdir, config, row_shards(mesh), _say(console))
-    sources = open_sources(config.data, config.seed)
+    sources = open_sources(config.data, config.seed, _say(console))
     start = starting_model(config, sources, workdir)
     config = _with_rows(config, sources, start, mesh, workdir)
     config, run = fitted_setup(config, start.virtue, mesh, _say(console))
     if is_leader():
         replace_text(workdir / CONFIG, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    frozen = load_weights(config, start.virtue, run.frozen)
+    with clock.measure("weights"):
+        frozen = load_weights(config, start.virtue, run.frozen)
+        frozen_digest = digest(frozen)
     streams = local_streams(mesh, config.data.streams)
     loader = make_loader(
         config.data,
@@ -117,7 +125,7 @@ def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
         seed=config.seed,
         streams=streams,
     )
-    return _Made(config, start, run, frozen, digest(frozen), loader, streams)
+    return _Made(config, start, run, frozen, frozen_digest, loader, streams)
 
 
 def _checkpoints(made: _Made, workdir: Path, console: Console) -> RunCheckpoints:
@@ -152,7 +160,9 @@ def _run_steps(loop: StepLoop, state: TrainState, console: Console) -> TrainStat
     return state
 
 
-def _step_loop(made: _Made, state: TrainState, checkpoints, stop, clock, watchdog, workdir, console, seen) -> StepLoop:
+def _step_loop(
+    made: _Made, state: TrainState, checkpoints, stop, clock, watchdog, evaluations, workdir, console, seen
+) -> StepLoop:
     config, run, virtue, begin = made.config, made.run, made.start.virtue, int(state.step)
     watchdog.beat("the compilation", LONG)
     with clock.measure("compile"):
@@ -172,6 +182,7 @@ def _step_loop(made: _Made, state: TrainState, checkpoints, stop, clock, watchdo
         stop=stop,
         nonfinite=NonFinite(config, virtue, workdir, made.digest, int(state.skipped), made.streams),
         watchdog=watchdog,
+        evaluations=evaluations,
         workdir=workdir,
         seen=seen,
     )
@@ -191,11 +202,22 @@ def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, w
     return dataclasses.replace(config, data=from_dict(DataConfig, given, str(file)))
 
 
-def _begin(made: _Made, restored: Restored | None, console: Console) -> TrainState:
+def _begin(
+    made: _Made, checkpoints: RunCheckpoints, clock: Goodput, watchdog: Watchdog, console: Console
+) -> TrainState:
     """The restored state, the data at its place; or a fresh one."""
-    if restored is None:
+    watchdog.beat("the restore", LONG)
+    with clock.measure("restore"):
+        restored = checkpoints.restore(made.run.state)
+    if restored is not None:
+        return _resumed(made, restored, console)
+    watchdog.beat("the starting weights", LONG)
+    with clock.measure("weights"):
         wanted = {path: x for path, x in made.run.state.trainable.items() if path != LOG_TEMPERATURE}
         return made.run.init(load_weights(made.config, made.start.virtue, wanted, have=made.frozen))
+
+
+def _resumed(made: _Made, restored: Restored, console: Console) -> TrainState:
     made.loader.set_state(restored.data)
     state = restored.state
     skipped = int(state.skipped)
@@ -205,21 +227,9 @@ def _begin(made: _Made, restored: Restored | None, console: Console) -> TrainSta
     return state
 
 
-def _write_model(folder: Path, start: StartingModel, weights: Mapping[str, jax.Array], watchdog: Watchdog) -> None:
-    """The trained model, on the leader's side of the file system; a model that is there stays."""
-    if any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and folder.exists()).encode())):
-        return
-    weights = {path: x for path, x in weights.items() if path != LOG_TEMPERATURE}
-    if jax.process_count() > 1:
-        weights = {path: _gathered(weights[path], watchdog) for path in sorted(weights)}
-    if is_leader():
-        save_model(folder, start.virtue, weights, **start.companions)
-    barrier("the model is written")
-
-
-def _gathered(x: jax.Array, watchdog: Watchdog) -> np.ndarray | None:
-    watchdog.beat("writing the model", LONG)
-    return to_leader(x)
+def _is_written(model: Path) -> bool:
+    """Whether the leader sees the trained model."""
+    return any(json.loads(part) for part in gather_bytes(json.dumps(is_leader() and model.exists()).encode()))
 
 
 def _say(console: Console) -> Callable[[str], None]:

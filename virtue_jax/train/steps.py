@@ -11,6 +11,7 @@ import jax
 
 from virtue_jax.parallel.mesh import put_rows
 from virtue_jax.parallel.processes import Agreement, is_alone, is_leader
+from virtue_jax.train.evaluations import Evaluations
 from virtue_jax.train.reporting.goodput import Goodput
 from virtue_jax.train.reporting.step_log import StepLog
 from virtue_jax.train.reporting.step_trace import StepTrace
@@ -36,8 +37,8 @@ class Started(NamedTuple):
 class StepLoop:
     """Runs steps until the last; what a run does beside computing hangs on it.
 
-    frozen: {path: array}. loader: an iterator of this process's `StepBatch`es, of packing streams `streams`. seen:
-    called with (step, StepBatch) when a step is finished, on every process and before a checkpoint has it.
+    frozen: {path: array}. loader: an iterator of this process's `Step`s, of packing streams `streams`. seen:
+    called with (step, Step) when a step is finished, on every process and before a checkpoint has it.
     """
 
     config: TrainConfig
@@ -51,6 +52,7 @@ class StepLoop:
     stop: StopSignal
     nonfinite: NonFinite
     watchdog: Watchdog
+    evaluations: Evaluations
     workdir: Path
     seen: Callable[[int, Any], None] | None = None
     done: int = 0  # the last step that is finished
@@ -80,7 +82,8 @@ class StepLoop:
     def _one(self, step: int) -> None:
         batch = self._next()
         self._trace.before(step)
-        logs = step in (1, self.config.steps) or step % self.config.log_every == 0
+        evaluates = bool(self.evaluations.due(step))
+        logs = step in (1, self.config.steps) or step % self.config.log_every == 0 or evaluates
         saves = step == self.config.steps or step % self.config.checkpoint_every == 0
         with self.clock.measure("steps"):
             if logs:
@@ -97,6 +100,8 @@ class StepLoop:
             values = self._metrics | {"skipped": float(self.nonfinite.skipped)}
             self.log.write(step, started.position, values, stage_seconds)
             self._write_clock(step)
+        if evaluates and not stop:
+            stop = self._evaluate(step)
         if saves or stop or due:
             self._save(started)
         if stop:
@@ -178,6 +183,18 @@ class StepLoop:
             self.seen(done.step, done.batch)
         self._settled = done._replace(batch=None, metrics={})  # a save needs no more; a batch is large
         self.checkpoints.check()
+
+    def _evaluate(self, step: int) -> bool:
+        """Before the save, so that a checkpoint has the evaluations of its step. Whether it was told to stop, which
+        leaves them to the next start."""
+        try:
+            with self.clock.measure("evaluation"), jax.transfer_guard("allow"):
+                values = self.evaluations.run(step, self._state.trainable)
+        except Interrupted:
+            return True
+        self.log.evaluated(step, values)
+        self.watchdog.beat()
+        return False
 
     def _save(self, done: Started) -> None:
         self.watchdog.beat("a save", LONG)

@@ -274,3 +274,27 @@ def test_tensorflow_is_not_imported(prepared):
         f"PreparedTraining({str(prepared / 'mmeb')!r})[0]; sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_whatever_a_row_provokes_leaves_that_pair_out_and_nothing_of_it_is_kept(folder, tmp_path):
+    class Odd(JsonlTraining):
+        def __getitem__(self, row):
+            if row == 1:
+                raise RuntimeError("bad page")
+            (pair,) = super().__getitem__(row)
+            if row == 2:  # its prompt cannot be written, after its image and mask could
+                prompt = dataclasses.replace(pair.query.prompt)
+                object.__setattr__(prompt, "points", ((np.float32(1), 2, 1),))
+                pair = dataclasses.replace(pair, query=dataclasses.replace(pair.query, prompt=prompt))
+            return () if row == 3 else (pair,)
+
+    query = {"image": "a.png", "box": [1, 2, 30, 40], "mask": "mask.png"}
+    path = folder / "odd.jsonl"
+    path.write_text("".join(json.dumps({"query": query, "positive": {"text": f"{i}"}}) + "\n" for i in range(5)))
+    source = Odd(path)
+    made = prepare(source, tmp_path, bad_rows=0.9)
+    read = PreparedTraining(tmp_path)
+    assert [pair.positive.text for row in range(len(read)) for pair in read[row]] == ["0", "4"]
+    assert [bad.origin for bad in made.bad] == [f"{path}:{line}" for line in (2, 3, 4)]
+    for bad, why in zip(made.bad, ("RuntimeError: bad page", "TypeError", "gives nothing"), strict=True):
+        assert why in bad.error and bad.origin in bad.error

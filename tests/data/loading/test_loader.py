@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from words import BROKEN, SIZES, TIGHT, Words, queries, take, words_loader
+from words import BROKEN, TIGHT, Words, queries, take, words_loader
 
 from virtue_jax.batch import QUERY, TARGET, RowShape
 from virtue_jax.data.identity import content_id
@@ -52,7 +52,7 @@ def test_a_step_holds_pairs_whole_with_labels_that_match(encoder):
         there = Counter(o for group in step.report.origins for row in group for o in row)
         for (shape, rows), batch, origins in zip(TIGHT, step.groups, step.report.origins, strict=True):
             assert len(batch.tokens) == len(origins) == rows
-            validate(batch, shape, **SIZES)
+            validate(batch, shape, encoder.config)
             for r, row in enumerate(origins):
                 assert batch.valid[r].sum() == len(row)
                 for k, origin in enumerate(row):

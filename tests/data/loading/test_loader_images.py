@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from words import SIZES, make_encoder
+from words import make_encoder
 
 from virtue_jax.batch import NO_TOKEN, QUERY, RowShape
 from virtue_jax.config import IMAGENET_MEAN, IMAGENET_STD
@@ -53,7 +53,7 @@ def test_every_kind_of_prompt_is_packed_and_valid(encoder, scenes):
     labels, masks = set(), 0
     for step in take(loader_of(encoder, source), 4):
         for (shape, _), batch in zip(GROUPS, step.groups, strict=True):
-            validate(batch, shape, **SIZES)
+            validate(batch, shape, encoder.config)
         images = step.groups[0]
         assert step.groups[1].patches is None
         labels |= set(images.prompt_labels.ravel().tolist())
@@ -173,16 +173,16 @@ def test_of_pairs_that_share_a_damaged_image_each_is_named(encoder, scenes, tmp_
     damaged.write_bytes(damaged.read_bytes()[:200])
     loader = loader_of(encoder, source, streams=1, batch_size=6)
     number = next(e for e in range(99) if loader.reader.order[e].row == 0)
-    element, bad = loader.reader[number]
-    assert element is None and len(source.groups[0]) > 1
-    assert [entry.origin for entry in bad] == [rows.origin(row) for row in source.groups[0]]
-    assert all(str(damaged) in entry.error and entry.number == number for entry in bad)
+    element = loader.reader[number]
+    assert element.number == number and not element.pairs and not element.items and len(source.groups[0]) > 1
+    assert [bad.origin for bad in element.bad] == [rows.origin(row) for row in source.groups[0]]
+    assert all(str(damaged) in bad.error for bad in element.bad)
 
 
 def test_grey_levels_travel_where_asked_for(encoder, scenes):
     source = ScarTraining(scenes)
     exact, grey = (take(loader_of(encoder, source, pixels=pixels), 1)[0] for pixels in ("float32", "uint8"))
-    validate(grey.groups[0], IMAGES, pixels="uint8", **SIZES)
+    validate(grey.groups[0], IMAGES, encoder.config, pixels="uint8")
     for name, array in exact.groups[0]._asdict().items():
         if name not in ("patches", "sam_images"):
             np.testing.assert_array_equal(array, getattr(grey.groups[0], name))
@@ -195,7 +195,7 @@ def test_grey_levels_travel_where_asked_for(encoder, scenes):
 
 def test_elements_read_for_grey_levels_hold_sams_input_and_not_the_picture(encoder, scenes):
     loaders = {p: loader_of(encoder, ScarTraining(scenes), pixels=p) for p in ("float32", "uint8")}
-    exact, grey = (loader.reader[0].element.items[0][0].example.images[0] for loader in loaders.values())
+    exact, grey = (loader.reader[0].items[0][0].images[0] for loader in loaders.values())
     assert exact.sam.shape == (96, 96, 3) and grey.sam.shape == (64, 64, 3) and grey.sam.base is None
     first, second = np.empty((2, 64, 64, 3), np.uint8)
     exact.write_sam(first)

@@ -11,6 +11,7 @@ from words import BROKEN, Words, same, take, words_loader
 from virtue_jax.batch import QUERY, TARGET, RowShape
 from virtue_jax.data.example import Example, TrainingPair, VisualPrompt
 from virtue_jax.data.identity import content_id
+from virtue_jax.data.loading.step import pack_step
 from virtue_jax.data.loading.stream import Stream, StreamRules, StreamState
 
 
@@ -165,6 +166,6 @@ def test_a_step_has_all_its_streams_read_before_it_waits_for_one_and_never_many_
     rules = StreamRules(step_pairs=8, ahead=2, bad_rows=0.5)
     streams = [Stream(pool, index, 4, StreamState(), rules) for index in range(4)]
     for _ in range(6):
-        loader._packer.step(streams)
+        pack_step(streams, reader.groups, encoder.config)
     assert pool.first >= 4 * 8
     assert pool.most <= 4 * (8 + 2) + 1

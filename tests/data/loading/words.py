@@ -12,7 +12,6 @@ from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.loading.loader import training_loader
 from virtue_jax.data.pair_source import PairRows
 
-SIZES = {"segmentation_tokens": 1, "sam_size": 64}  # of the encoder's model
 SPECIAL = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 

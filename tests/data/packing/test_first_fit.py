@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from virtue_jax.batch import RowShape
-from virtue_jax.data.packing.first_fit import Need, Place, first_fit, fits_a_row, misfit
+from virtue_jax.data.packing.first_fit import Place, first_fit, fits_a_row, misfit
+from virtue_jax.data.packing.need import Need
 
 SMALL = RowShape(slots=40, examples=4, vision_rows=2, patches=16, images=2, prompts=3, points=4)
 LARGE = RowShape(

@@ -6,7 +6,8 @@ import pytest
 
 from virtue_jax.batch import RowShape
 from virtue_jax.config import AdapterConfig, HieraConfig, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.data.packing.first_fit import Need, misfit
+from virtue_jax.data.packing.first_fit import misfit
+from virtue_jax.data.packing.need import Need
 from virtue_jax.data.row_groups.choose import Demand, choose_rows
 from virtue_jax.data.row_groups.published import MMEB, SCAR, published_needs
 from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate
@@ -88,7 +89,7 @@ def test_shared_images_share_rows_and_runs():
 def test_simulated_elements_all_get_their_turn_and_are_counted():
     sources = [NeedSource([(Need(60, positives=1), Need(4))], [1]), NeedSource([(Need(30, positives=1),)], [1])]
     groups = [(RowShape(100, 4), 4)]
-    figures = simulate(sources, groups, batch_size=8, streams=2, order=SampleOrder(sources, 1), steps=50)
+    figures = simulate(SampleOrder(sources, 1), groups, batch_size=8, streams=2, steps=50)
     # Each stream draws only one of the two sources: two rows hold two pairs of 64 tokens, or four of 30 and more.
     assert figures.pairs == 2 + 4
     assert figures.row_efficiency == (2 * 64 + 4 * 30) / 400

@@ -5,9 +5,8 @@ import pytest
 
 from virtue_jax.batch import RowShape
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair, VisualPrompt
-from virtue_jax.data.loading.elements import Segment, item_need
 from virtue_jax.data.loading.loader import training_loader
-from virtue_jax.data.packing.pack import Label
+from virtue_jax.data.packing.need import need_of
 from virtue_jax.data.pair_source import PairRows
 from virtue_jax.data.row_groups.measure import LengthMeasure, measured_needs
 from virtue_jax.data.row_groups.simulate import NeedSource, SampleOrder, simulate
@@ -42,7 +41,7 @@ def examples(pictures):
 def test_measured_needs_are_those_of_encoded_examples(measure, small_sam_encoder, pictures):
     for example in examples(pictures):
         encoded = small_sam_encoder.encode(example)
-        assert measure.example(example) == item_need([Segment(encoded, Label.target(0))]), example.text
+        assert measure.example(example) == need_of([encoded]), example.text
 
 
 def test_queries_on_one_image_are_one_item(measure, pictures):
@@ -75,7 +74,7 @@ class Rows(PairRows):
 
     def pair(self, row):
         if row in self.broken:
-            raise InvalidExample(f"row {row}: damaged")
+            raise InvalidExample(f"row {row}: damaged") if row % 2 else KeyError("column")
         images = (self.pictures[row % 3],) if row % 4 else ()
         return TrainingPair(Example(f"query {row}" + " long" * (row % 5), images), Example(f"answer {row % 7}"))
 
@@ -89,7 +88,7 @@ def test_simulated_steps_are_the_loaders(measure, small_sam_encoder, pictures):
     loader = training_loader([rows], small_sam_encoder, groups=groups, seed=0, interleave=1, **options)
     reports = [next(loader).report for _ in range(steps)]
     loader.close()
-    figures = simulate([source], groups, order=SampleOrder([source], 1), steps=steps, **options)
+    figures = simulate(SampleOrder([source], 1), groups, steps=steps, **options)
     assert figures.pairs == np.mean([report.pairs for report in reports])
     assert [group.tokens for group in figures.groups] == np.sum([report.tokens for report in reports], 0).tolist()
     assert [group.patches for group in figures.groups] == np.sum([report.patches for report in reports], 0).tolist()
@@ -99,5 +98,6 @@ def test_simulated_steps_are_the_loaders(measure, small_sam_encoder, pictures):
 def test_bad_rows_are_passed_over_and_too_many_are_an_error(measure, pictures):
     needs = measured_needs(Rows(pictures, broken=range(5)), measure, count=40, weight=2.0)
     assert (len(needs.elements), len(needs.pairs), needs.weight) == (35, 35, 2.0)
-    with pytest.raises(InvalidExample, match=r"40 of 40 sampled rows cannot be read; row .*: damaged"):
+    assert not any(len(element) != 2 for element in needs.elements)
+    with pytest.raises(InvalidExample, match=r"40 of 40 sampled rows cannot be read; row .*: (damaged|KeyError)"):
         measured_needs(Rows(pictures, broken=range(40)), measure, count=40)

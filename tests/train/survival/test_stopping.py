@@ -44,6 +44,7 @@ def loop_at(step, loader, stop, checkpoints):
         stop=stop,
         nonfinite=None,
         watchdog=quiet,
+        evaluations=quiet,
         workdir=None,
     )
     made.done, made._state, made._pending = step, None, None

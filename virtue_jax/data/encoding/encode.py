@@ -5,10 +5,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from virtue_jax.batch import QUERY, TARGET
 from virtue_jax.config import Compat, VirtueConfig
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.encoding.positions import ImageSpan, rotary_positions
@@ -16,7 +17,7 @@ from virtue_jax.data.encoding.prompts import EncodedPrompt, encode_prompt, promp
 from virtue_jax.data.encoding.qwen_image import normalise, normalise_patches, qwen_image
 from virtue_jax.data.encoding.sam_image import sam_image, sam_levels
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, ImageSource, InvalidExample
+from virtue_jax.data.example import IMAGE_MARKER, Example, ImageSource, InvalidExample
 from virtue_jax.data.pixels import ImagePixels
 
 
@@ -31,7 +32,7 @@ class TokenGrid(Protocol):
 class EncodedImage:
     """One image for both towers.
 
-    key: the same for the same file or the same bytes; images of one key are stored once in a row.
+    key: the same for the same file or the same bytes, read alike, and size; images of one key are stored once in a row.
     size: (H, W) of the image as read. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
     columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
     this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen"). sam_resized: sam is
@@ -77,6 +78,22 @@ class EncodedImage:
             sam_image(normalise(self.sam) if self.sam_normalised else self.sam, len(out), out)
 
 
+class Label(NamedTuple):
+    """What an example is to the loss: a query with the contents of the targets it matches, or a target with its own."""
+
+    side: int
+    content: int = -1
+    positives: tuple[int, ...] = ()
+
+    @classmethod
+    def query(cls, *positives: int) -> "Label":
+        return cls(QUERY, -1, positives)
+
+    @classmethod
+    def target(cls, content: int) -> "Label":
+        return cls(TARGET, content)
+
+
 @dataclass(frozen=True)
 class EncodedExample:
     """One example, ready to be packed into a row.
@@ -84,7 +101,8 @@ class EncodedExample:
     tokens: int32[n]; 0 where a segmentation or vision token stands. positions: int32[3, n]. vision: int32[n], index
     of the vision token that stands here, counted through `images`, -1 = none. segmentation: int32[n], index
     of the segmentation token that stands here, -1 = none. images: distinct ones, the prompt's image first. prompt: None
-    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors.
+    for text alone and for the plain Qwen2-VL embedder. origin names file and row in errors. label: None for a query
+    without positives (embedding only).
     """
 
     tokens: np.ndarray
@@ -94,6 +112,7 @@ class EncodedExample:
     images: tuple[EncodedImage, ...] = ()
     prompt: EncodedPrompt | None = None
     origin: str = "example"
+    label: Label | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -163,7 +182,10 @@ class ExampleEncoder:
         """
         text = prompt_text(example, size, self.config.compat)
         try:
-            tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
+            if not images and IMAGE_MARKER in example.text:  # what is left of it is a word (`Compat.marker_alone`)
+                tokens, starts = np.array(self.tokenizer.ids(text), np.int32), np.zeros(0, int)
+            else:
+                tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
         except ValueError as error:
             raise InvalidExample(f"{example.origin}: {error}") from error
         if not len(tokens):
@@ -205,7 +227,10 @@ class ExampleEncoder:
         resized = with_sam and pixels == "uint8"
         if resized:
             sam = sam_levels(sam, self.config.sam2.image_size)
-        return EncodedImage(key, picture.shape[:2], qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
+        size = picture.shape[:2]
+        return EncodedImage(
+            sized_key(key, size), size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized
+        )
 
 
 def reads_upright(example: Example, compat: Compat) -> bool:
@@ -223,6 +248,11 @@ def image_key(source: ImageSource, *, upright: bool = False) -> str:
     else:
         key = f"file:{os.path.abspath(source)}"
     return f"upright {key}" if upright else key
+
+
+def sized_key(key: str, size: tuple[int, int]) -> str:
+    """Identity of an image of `image_key` key as read: a file that changes its size during a run is another image."""
+    return f"{key} {size[1]}x{size[0]}"
 
 
 def _vision_places(length: int, spans: list[ImageSpan], images, order: list[int]) -> np.ndarray:

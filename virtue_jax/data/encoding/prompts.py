@@ -1,5 +1,6 @@
 """Visual prompts: how they are written into the text, and what SAM-2's prompt encoder gets of them."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +9,12 @@ from virtue_jax.batch import NOT_A_POINT
 from virtue_jax.config import Compat
 from virtue_jax.data.encoding.images import load_mask
 from virtue_jax.data.encoding.tokens import IMAGE_TOKEN
-from virtue_jax.data.example import NEGATIVE, POSITIVE, Example, InvalidExample, VisualPrompt
+from virtue_jax.data.example import IMAGE_MARKER, NEGATIVE, POSITIVE, Example, InvalidExample, VisualPrompt
 
 SAM_FRAME = 1024  # side of the frame that `VisualPrompt.frame` "sam" means, whatever SAM's input size is
 BOX_CORNERS = (2, 3)  # SAM-2's labels of a box's top-left and bottom-right corner
 MASK_LOGIT = 10.0  # of a binary mask's inside; its outside is the negative (golden README, section 5, item 3)
+_LEADING_MARKER = re.compile(rf"^{re.escape(IMAGE_MARKER)}[\n ]?")  # with what parts it from the text
 _BOX_TOLERANCE = 1.0  # image pixels by which rounding may push a box over the edge
 _LEAST_SIDE = 1 - 1e-6  # of a box, pixels of its frame; x1 + width - x1 may fall short of width by rounding
 
@@ -35,7 +37,8 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
 
     A text that holds `<|image_pad|>`, and the text of an example without images, are taken as they are. Else the
     template, line by line: the compat's markup once per image; the text, if any (an empty one makes no line); the
-    coordinates, if `coordinates_in_text`:
+    coordinates, if `coordinates_in_text`. Where the text holds `<|image_1|>`, the markup stands there instead of in a
+    line of its own; without an image the marker is dropped, or kept as a word (`Compat.marker_alone`). Coordinates:
 
     - box: `Referring object bbox: [x1, y1, x2, y2]`, as the reference's SCaR data has it, integers where integral;
     - one positive point: `Referring object point: (x, y)`, whole pixels (rounded down) as the reference's demo has it.
@@ -45,8 +48,10 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
     image's pixels, so those given in SAM's frame are scaled and rounded down, as the demo does.
 
     Raises:
-        InvalidExample: as many `<|image_pad|>` as images are needed; names both numbers.
+        InvalidExample: as many `<|image_pad|>` as images are needed; names both numbers. More markers than one image.
     """
+    if IMAGE_MARKER in example.text and IMAGE_TOKEN not in example.text:
+        return _at_marker(example, image_size, compat)
     if IMAGE_TOKEN in example.text or not example.images:
         placeholders = example.text.count(IMAGE_TOKEN)
         if placeholders != len(example.images):
@@ -58,9 +63,23 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
     lines = [compat.image_markup * len(example.images)]
     if example.text:
         lines.append(example.text)
-    if example.prompt is not None and compat.coordinates_in_text:
-        lines += _coordinate_lines(example.prompt, image_size)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_coordinate_lines(example.prompt, image_size, compat)])
+
+
+def _at_marker(example: Example, image_size: tuple[int, int] | None, compat: Compat) -> str:
+    """The text with what stands for its image in the marker's place."""
+    markers, images = example.text.count(IMAGE_MARKER), len(example.images)
+    if markers > 1 or images > 1:
+        raise InvalidExample(
+            f"{example.origin}: {markers} {IMAGE_MARKER} in the text for {images} images; the marker stands once, for "
+            f"one image: write {IMAGE_TOKEN} once per image, or none"
+        )
+    if example.images:
+        text = example.text.replace(IMAGE_MARKER, compat.image_markup)
+        return "\n".join([text, *_coordinate_lines(example.prompt, image_size, compat)])
+    if compat.marker_alone == "token":
+        return example.text.replace(IMAGE_MARKER, IMAGE_TOKEN)
+    return _LEADING_MARKER.sub("", example.text).replace(IMAGE_MARKER, "")
 
 
 def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Compat, origin: str) -> None:
@@ -178,12 +197,14 @@ def _refuse_beyond_single(prompt: VisualPrompt, origin: str) -> None:
         )
 
 
-def _coordinate_lines(prompt: VisualPrompt, image_size: tuple[int, int]) -> list[str]:
+def _coordinate_lines(prompt: VisualPrompt | None, image_size: tuple[int, int], compat: Compat) -> list[str]:
+    if prompt is None or not compat.coordinates_in_text:
+        return []
     to_image = np.array(image_size[::-1]) / SAM_FRAME if prompt.frame == "sam" else None
     lines = []
     if prompt.box is not None:
         box = prompt.box if to_image is None else [int(v) for v in np.array(prompt.box) * np.tile(to_image, 2)]
-        lines.append(f"Referring object bbox: [{_listed(box)}]")
+        lines.append(f"Referring object bbox: [{_listed(box, compat.box_numbers)}]")
     for label, word in ((POSITIVE, "object"), (NEGATIVE, "background")):
         points = [np.array(p[:2]) * (1.0 if to_image is None else to_image) for p in prompt.points if p[2] == label]
         if points:
@@ -192,7 +213,11 @@ def _coordinate_lines(prompt: VisualPrompt, image_size: tuple[int, int]) -> list
     return lines
 
 
-def _listed(values) -> str:
-    """Numbers as Python writes them in a list, whole ones without a fraction."""
-    numbers = [float(value) for value in values]
-    return ", ".join(str(int(number)) if number.is_integer() else repr(number) for number in numbers)
+def _listed(values, box_numbers: str = "integral") -> str:
+    """Numbers as Python writes them in a list; "integral": whole ones without a fraction."""
+
+    def written(value) -> str:
+        whole = float(value).is_integer() if box_numbers == "integral" else isinstance(value, int | np.integer)
+        return str(int(value)) if whole else repr(float(value))
+
+    return ", ".join(map(written, values))

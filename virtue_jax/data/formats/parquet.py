@@ -1,14 +1,18 @@
-"""Rows of a parquet file by number, without a Python object for any row that is not asked for."""
+"""Rows of a parquet file: read by number, without a Python object for any row that is not asked for, and written."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from virtue_jax.atomic_files import new_file
 from virtue_jax.data.example import InvalidExample
 from virtue_jax.data.unreadable import Unreadable, readable
+
+_ROWS_PER_GROUP = 2048
 
 
 class ParquetRows:
@@ -129,3 +133,28 @@ def parquet_files(where: str | os.PathLike | Sequence[str | os.PathLike], column
             raise InvalidExample(f"{path}: no parquet file with column {column!r} in this folder; it has {found}")
         files += chosen
     return files
+
+
+@contextmanager
+def write_rows(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
+    """Yields what takes rows, {column: value} each, for a file that appears whole when the block succeeds.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written. pa.ArrowException: values of another type.
+    """
+    waiting: list[dict] = []
+
+    with new_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as table:
+
+        def flush() -> None:
+            table.write_table(pa.Table.from_pylist(waiting, schema))
+            waiting.clear()
+
+        def write(rows: list[dict]) -> None:
+            waiting.extend(rows)
+            if len(waiting) >= _ROWS_PER_GROUP:
+                flush()
+
+        yield write
+        if waiting:
+            flush()

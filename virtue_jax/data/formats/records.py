@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -62,72 +63,73 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-class RecordTables:
-    """The record of an element, pair by pair: each image and mask is read and decoded whole, and an image that several
-    examples show is stored once."""
+class StoredExample(NamedTuple):
+    """An example as a record holds it: a row of the table `examples` but for its mask's number; its images as
+    (`image_key`, encoded bytes); its mask as a PNG."""
 
-    def __init__(self):
-        self._images: list[ImageBytes] = []
-        self._places: dict[str, int] = {}  # of images, by `image_key`
-        self._masks: list[bytes] = []
-        self._examples: list[dict] = []
-        self._uses: list[dict] = []
-
-    def add(self, pair: TrainingPair) -> None:
-        """Adds a pair, or nothing of it but images.
-
-        Raises:
-            InvalidExample, OSError: an image or mask that cannot be read or decoded; names the row it belongs to.
-        """
-        sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
-        shown = [(role, example, self._shown(example)) for role, examples in sides for example in examples]
-        masks = [self._mask(example, places) for _, example, places in shown]
-        for (role, example, places), mask in zip(shown, masks, strict=True):
-            self._uses += [{"example": len(self._examples), "image": place} for place in places]
-            row = {"role": role, "origin": _told(example.origin), "text": example.text.encode()}
-            row["upright"] = int(example.upright)
-            self._examples.append(row | self._prompt(example.prompt, mask))
-
-    def record(self, origin: str) -> dict:
-        images = [
-            {"encoded": io.BytesIO(i), "height": i.size[0], "width": i.size[1], "orientation": i.orientation}
-            for i in self._images
-        ]
-        masks = [io.BytesIO(mask) for mask in self._masks]
-        tables = {"images": images, "masks": masks, "examples": self._examples, "uses": self._uses}
-        return {"origin": _told(origin)} | tables
-
-    def _shown(self, example: Example) -> list[int]:
-        """Places of the example's images."""
-        places = []
-        for source in example.images:
-            key = image_key(source)
-            if key not in self._places:
-                self._images.append(_checked_image(source, example.origin))
-                self._places[key] = len(self._images) - 1
-            places.append(self._places[key])
-        return places
-
-    def _mask(self, example: Example, places: list[int]) -> bytes | None:
-        """PNG"""
-        if example.prompt is None or example.prompt.mask is None:
-            return None
-        encoded = io.BytesIO()
-        size = image_size(self._images[places[0]], example.origin, upright=example.upright)
-        inside = load_mask(example.prompt.mask, size, example.origin, upright=example.upright)
-        Image.fromarray(inside).save(encoded, "PNG")
-        return encoded.getvalue()
-
-    def _prompt(self, prompt: VisualPrompt | None, mask: bytes | None) -> dict:
-        if prompt is None:
-            return {"prompt": "", "mask": _NONE}
-        if mask is not None:
-            self._masks.append(mask)
-        told = json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
-        return {"prompt": told, "mask": _NONE if mask is None else len(self._masks) - 1}
+    values: dict
+    images: tuple[tuple[str, ImageBytes], ...]
+    mask: bytes | None
 
 
-def _told(origin: str) -> bytes:
+def stored_pair(pair: TrainingPair, shared: dict[str, ImageBytes]) -> tuple[StoredExample, ...]:
+    """The pair's examples, query first; every image and mask is read and decoded whole. shared: images by key that
+    earlier pairs read and later ones may take.
+
+    Raises:
+        InvalidExample, OSError: an image or mask that cannot be read or decoded; names the row it belongs to.
+    """
+    sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
+    return tuple(_stored(role, example, shared) for role, examples in sides for example in examples)
+
+
+def to_record(origin: str, pairs: Sequence[Sequence[StoredExample]]) -> dict:
+    """The record of an element, the inverse of `from_record`: values of `dataset_info`'s features. A pure function; an
+    image that several examples show is stored once."""
+    images: dict[str, ImageBytes] = {}
+    tables: dict[str, list] = {"masks": [], "examples": [], "uses": []}
+    for values, shown, mask in (stored for pair in pairs for stored in pair):
+        images |= {key: image for key, image in shown if key not in images}
+        places = list(images)
+        tables["uses"] += [{"example": len(tables["examples"]), "image": places.index(key)} for key, _ in shown]
+        number = _NONE if mask is None else len(tables["masks"])
+        tables["examples"].append(values | {"mask": number})
+        tables["masks"] += [] if mask is None else [io.BytesIO(mask)]
+    stored = [
+        {"encoded": io.BytesIO(x), "height": x.size[0], "width": x.size[1], "orientation": x.orientation}
+        for x in images.values()
+    ]
+    return {"origin": _origin_bytes(origin), "images": stored} | tables
+
+
+def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> StoredExample:
+    values = {"role": role, "origin": _origin_bytes(example.origin), "text": example.text.encode()}
+    values |= {"prompt": _prompt_json(example.prompt), "upright": int(example.upright)}
+    images = []
+    for source in example.images:
+        key = image_key(source)
+        if key not in shared:
+            shared[key] = _checked_image(source, example.origin)
+        images.append((key, shared[key]))
+    mask = None if example.prompt is None else example.prompt.mask
+    if mask is None:
+        return StoredExample(values, tuple(images), None)
+    size = image_size(images[0][1], example.origin, upright=example.upright)
+    inside = load_mask(mask, size, example.origin, upright=example.upright)
+    return StoredExample(values, tuple(images), _png(inside))
+
+
+def _png(mask: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(mask).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _prompt_json(prompt: VisualPrompt | None) -> str:
+    return "" if prompt is None else json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
+
+
+def _origin_bytes(origin: str) -> bytes:
     """File names may hold bytes that are no text."""
     return origin.encode(errors="backslashreplace")
 
@@ -173,25 +175,25 @@ def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
     shown: list[list[ImageBytes]] = [[] for _ in numbers("examples/role")]
     for example, image in zip(numbers("uses/example"), numbers("uses/image"), strict=True):
         shown[example].append(images[image])
-    told = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
-    rows = zip(
-        numbers("examples/role"), *told, numbers("examples/mask"), numbers("examples/upright"), shown, strict=True
-    )
+    columns_of_text = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
+    flags = (numbers(f"examples/{name}") for name in ("mask", "upright"))
+    rows = zip(numbers("examples/role"), *columns_of_text, *flags, shown, strict=True)
     pairs: list[tuple[list[Example], ...]] = []
     for role, origin, text, prompt, mask, upright, sources in rows:
         if role == _QUERY:
             pairs.append(tuple([] for _ in _ROLES))
         visual = _visual_prompt(prompt, masks[mask] if mask != _NONE else None)
         pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode(), bool(upright)))
-    made = tuple(TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs)
     (origin,) = texts("origin")
-    return origin.decode(), made
+    return origin.decode(), tuple(
+        TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs
+    )
 
 
-def _visual_prompt(told: bytes, mask: bytes | None) -> VisualPrompt | None:
-    if not told:
+def _visual_prompt(numbers: bytes, mask: bytes | None) -> VisualPrompt | None:
+    if not numbers:
         return None
-    values = json.loads(told)
+    values = json.loads(numbers)
     box = None if values["box"] is None else tuple(values["box"])
     decoded = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)), bool)
     return VisualPrompt(box, tuple(map(tuple, values["points"])), decoded, values["frame"])

@@ -7,23 +7,11 @@ import numpy as np
 
 from virtue_jax.data.encoding.images import image_size
 from virtue_jax.data.example import POSITIVE, InvalidExample, VisualPrompt
+from virtue_jax.data.formats.table_rows import as_list
 from virtue_jax.data.masks import decode_segmentation, deepest_pixel
 
-IMAGE_MARKER = "<|image_1|>"
 CANDIDATES = 10
 CANDIDATE_TYPES = ("gt", "global_context", "background_relation", "object_swap")
-
-
-def bare_text(value: object, column: str, origin: str) -> str:
-    """The text without its image marker: the compat's template writes the image markup."""
-    if not isinstance(value, str):
-        raise InvalidExample(f"{origin}: {column} is {value!r}; expected a text")
-    return value.replace(IMAGE_MARKER, "").lstrip("\n")
-
-
-def as_list(value: object) -> list:
-    """A list as it is, nothing as an empty list, anything else as the only entry."""
-    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def candidate_texts(values: dict, origin: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -9,28 +9,22 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from virtue_jax.batch import Batch
+from virtue_jax.config import VirtueConfig
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.loading.elements import ElementReader
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.loading.read_pool import ReadPool
-from virtue_jax.data.loading.step_pack import PackReport, RowSizes, StepPacker
+from virtue_jax.data.loading.step import Step, pack_step
 from virtue_jax.data.loading.stream import Stream, StreamRules, StreamState
 from virtue_jax.data.packing.first_fit import Groups
+from virtue_jax.data.packing.invariants import validate
 from virtue_jax.data.packing.layout import PIXELS, check_shape
 from virtue_jax.data.pair_source import PairSource
 
 READ_AHEAD = 64  # encoded elements held before the step that packs them, over all streams of a process
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """This process's rows of one step, stream by stream, and what their packing was like."""
-
-    groups: tuple[Batch, ...]
-    report: PackReport
+_CHECKED_ROWS = 4  # of each group, in the first step
 
 
 def training_loader(
@@ -76,17 +70,15 @@ def training_loader(
     reader = ElementReader(list(sources), order, encoder, of_stream, batch_size // streams, negatives, seed, pixels)
     ahead = max(1, min(reader.step_pairs, READ_AHEAD // len(own)))
     rules = StreamRules(reader.step_pairs, ahead, bad_rows, order.mean_pairs)
-    packer = StepPacker(of_stream, RowSizes.of(encoder.config, pixels))
-    return TrainingLoader(reader, packer, own, streams, rules, worker_count, prefetch)
+    return TrainingLoader(reader, own, streams, rules, worker_count, prefetch)
 
 
-class TrainingLoader(Iterator[StepBatch]):
+class TrainingLoader(Iterator[Step]):
     """Steps from where `set_state` says, made ahead by a thread. `close` ends it, and any worker processes."""
 
     def __init__(
         self,
         reader: ElementReader,
-        packer: StepPacker,
         own: tuple[int, ...],
         streams: int,
         rules: StreamRules,
@@ -94,19 +86,19 @@ class TrainingLoader(Iterator[StepBatch]):
         prefetch: int,
     ):
         self.reader = reader
-        self._packer, self._own, self._streams = packer, own, streams
+        self._own, self._streams = own, streams
         self._rules, self._worker_count, self._prefetch = rules, worker_count, prefetch
         self._states = {index: StreamState() for index in own}
-        self._maker: _Maker | None = None
+        self._ahead: _StepThread | None = None
 
-    def __next__(self) -> StepBatch:
-        if self._maker is None:
+    def __next__(self) -> Step:
+        if self._ahead is None:
             pool = ReadPool(self.reader, self._worker_count)
             streams = [Stream(pool, index, self._streams, self._states[index], self._rules) for index in self._own]
-            self._maker = _Maker(self._packer, streams, pool, self._prefetch)
-        batch, states = self._maker.next()
+            self._ahead = _StepThread(self.reader, streams, pool, self._prefetch)
+        step, states = self._ahead.next()
         self._states = dict(zip(self._own, states, strict=True))
-        return batch
+        return step
 
     def get_state(self) -> dict:
         """{"streams": {"INDEX": {"drawn", "waiting", "bad"}}} after the last step that `next` returned, for JSON."""
@@ -128,29 +120,29 @@ class TrainingLoader(Iterator[StepBatch]):
         self._states = states
 
     def close(self) -> None:
-        if self._maker is not None:
-            self._maker.close()
-            self._maker = None
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
 
-class _Maker:
-    """Makes steps in a thread, at most `ahead` that nobody has asked for yet."""
+class _StepThread:
+    """Packs steps in a thread, at most `ahead` that nobody has asked for yet."""
 
-    def __init__(self, packer: StepPacker, streams: Sequence[Stream], reading: ReadPool, ahead: int):
-        self._packer, self._streams, self._reading = packer, streams, reading
-        self._room, self._made, self._stop = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
+    def __init__(self, reader: ElementReader, streams: Sequence[Stream], reading: ReadPool, ahead: int):
+        self._reader, self._streams, self._reading = reader, streams, reading
+        self._room, self._steps, self._stop = threading.Semaphore(ahead), queue.SimpleQueue(), threading.Event()
         self._failed: BaseException | None = None
         self._pool = ThreadPoolExecutor(os.cpu_count())
         self._thread = threading.Thread(target=self._run, name="training steps", daemon=True)
         self._thread.start()
 
-    def next(self) -> tuple[StepBatch, list[StreamState]]:
+    def next(self) -> tuple[Step, list[StreamState]]:
         if self._failed is None:
-            made = self._made.get()
-            if not isinstance(made, BaseException):
+            step = self._steps.get()
+            if not isinstance(step, BaseException):
                 self._room.release()
-                return made
-            self._failed = made
+                return step
+            self._failed = step
         raise self._failed
 
     def close(self) -> None:
@@ -162,11 +154,23 @@ class _Maker:
 
     def _run(self) -> None:
         try:
+            reader, checked = self._reader, False
+            groups, config, pixels = reader.groups, reader.encoder.config, reader.pixels
             while self._room.acquire() and not self._stop.is_set():
-                groups, report = self._packer.step(self._streams, self._pool.map)
-                self._made.put((StepBatch(groups, report), [stream.state() for stream in self._streams]))
+                step = pack_step(self._streams, groups, config, pixels=pixels, each=self._pool.map)
+                if not checked:
+                    _check_rows(step, groups, config, pixels)
+                    checked = True
+                self._steps.put((step, [stream.state() for stream in self._streams]))
         except BaseException as error:  # handed to whoever asks for the next step
-            self._made.put(error)
+            self._steps.put(error)
+
+
+def _check_rows(step: Step, groups: Groups, config: VirtueConfig, pixels: str) -> None:
+    """The promises that models rely on, of a few rows: cheap enough for every start."""
+    for batch, (shape, _) in zip(step.groups, groups, strict=True):
+        few = Batch(*(None if array is None else array[:_CHECKED_ROWS] for array in batch))
+        validate(few, shape, config, pixels=pixels)
 
 
 def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, bad_rows, pixels) -> None:

@@ -6,7 +6,7 @@ import signal
 import threading
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
-from virtue_jax.data.loading.elements import ElementReader, Reading
+from virtue_jax.data.loading.elements import Element, ElementReader
 
 # Of the whole process group: a scheduler's notice, Ctrl-C. The main process still needs data for its last steps then.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -32,7 +32,7 @@ class ReadPool:
             self._read = reader.__getitem__
         self._workers = workers
 
-    def read(self, number: int) -> "Future[Reading]":
+    def read(self, number: int) -> "Future[Element]":
         if not self._workers:
             return self._executor.submit(self._read, number)
         # This may start a process, which inherits what is blocked: nothing kills it before it ignores the signals.
@@ -59,5 +59,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read_in_worker(number: int) -> Reading:
+def _read_in_worker(number: int) -> Element:
     return _reader[number]

@@ -4,13 +4,12 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from virtue_jax.data.loading.elements import BadElement, Element, Reading
-from virtue_jax.data.loading.read_pool import ReadPool
-from virtue_jax.data.unreadable import too_many_bad
+from virtue_jax.data.loading.elements import Element
+from virtue_jax.data.packing.first_fit import Fit, Groups, first_fit
+from virtue_jax.data.unreadable import QUARANTINE, too_many_bad
 
 
 class StreamState(NamedTuple):
@@ -28,82 +27,95 @@ class StreamRules:
     ahead of the step being packed. bad_rows: share of pairs that may be bad. pairs: of an element, on average."""
 
     step_pairs: int
-    ahead: int
-    bad_rows: float
+    ahead: int = 0
+    bad_rows: float = 0.0
     pairs: float = 1.0
 
 
 class TooManyBad(ValueError):
-    """More pairs cannot be used than is allowed; `elements`: those that no report has told of yet."""
+    """More pairs cannot be used than is allowed; `entries`: those of the quarantine that no report has told of yet."""
 
-    def __init__(self, message: str, elements: Sequence[BadElement]):
+    def __init__(self, message: str, entries: Sequence[dict]):
         super().__init__(message)
-        self.elements = tuple(elements)
+        self.entries = tuple(entries)
 
 
-@dataclass
-class Candidates:
-    """What a stream would pack next: good elements, oldest first, of which the first `waited` found no room before; and
-    the bad ones, whole or in part, met on the way."""
+class PendingElement(Protocol):
+    """An element that is being read: a `Future`, or what is there at once."""
 
-    good: list[Element]
-    waited: int = 0
-    bad: list[BadElement] = field(default_factory=list)
+    def result(self) -> Element: ...
+
+
+class Reading(Protocol):
+    """Reads elements by number: a `ReadPool`, or a sample of lengths."""
+
+    def read(self, number: int) -> PendingElement: ...
 
 
 class Stream:
     """Elements index, index + of, index + 2 * of, ... of the order, from a state on.
 
-    `ask`, `candidates`, `placed`, once a step each; `state` is then exactly what a new Stream goes on from, read-ahead
-    excluded. Streams share a pool: what one has asked for is read while another is packed.
+    `ask`, then `fit`, once a step each; `state` is then exactly what a new Stream goes on from, read-ahead excluded.
+    Streams share a pool: what one has asked for is read while another is packed. waiting: elements that found no room,
+    oldest first. bad: entries of the quarantine for what the last step met.
     """
 
-    def __init__(self, pool: ReadPool, index: int, of: int, state: StreamState, rules: StreamRules):
+    def __init__(self, pool: Reading, index: int, of: int, state: StreamState, rules: StreamRules):
         self._pool, self._index, self._rules = pool, index, rules
-        self._drawn, self._bad = state.drawn, state.bad
+        self._drawn, self._bad_pairs = state.drawn, state.bad
         self._to_read = len(state.waiting)  # waiting elements of a restored state come again before new ones
-        self._waiting: list[Element] = []
         self._numbers = itertools.chain(state.waiting, itertools.count(index + of * state.drawn, of))
-        self._asked: deque[Future[Reading]] = deque()
+        self._asked: deque[PendingElement] = deque()
+        self.waiting: list[Element] = []
+        self.bad: list[dict] = []
 
     def state(self) -> StreamState:
-        return StreamState(self._drawn, tuple(element.number for element in self._waiting), self._bad)
+        return StreamState(self._drawn, tuple(element.number for element in self.waiting), self._bad_pairs)
 
     def ask(self) -> None:
         """Has about as many elements read as the next step draws."""
-        room = self._rules.step_pairs - sum(element.pairs for element in self._waiting)
+        room = self._rules.step_pairs - sum(element.pairs for element in self.waiting)
         self._ask(self._to_read + math.ceil(max(room, 0) / self._rules.pairs))
 
-    def candidates(self) -> Candidates:
-        """At most `step_pairs` pairs: what waits, oldest first, then newly drawn elements.
+    def fit(self, groups: Groups) -> tuple[list[Element], Fit]:
+        """The elements that may go into the next step, oldest first, and where they go in this stream's rows; those
+        without a place wait.
 
         Raises:
             TooManyBad: more than `bad_rows` of the drawn pairs are bad.
         """
-        made, room = Candidates([]), self._rules.step_pairs
+        waited, elements = self.draw()
+        fit = first_fit([element.needs for element in elements], groups, waited)
+        self.placed({e.number for e, places in zip(elements, fit.places, strict=True) if places is not None})
+        return elements, fit
+
+    def draw(self) -> tuple[int, list[Element]]:
+        """At most `step_pairs` pairs: what waits, oldest first, then newly drawn elements; how many of them waited.
+
+        Raises:
+            TooManyBad: as `fit`.
+        """
+        self.bad, room = [], self._rules.step_pairs
         while self._to_read:
             self._to_read -= 1
-            self._take(self._next(), made, again=True)
-        waited = len(self._waiting)
+            self._take(self._next(), again=True)
+        waited = len(self.waiting)
         taken = 0
-        while True:
-            while taken == len(self._waiting):
+        while room:
+            while taken == len(self.waiting):
                 self._drawn += 1
-                self._take(self._next(), made)
-            room -= self._waiting[taken].pairs
+                self._take(self._next())
+            room -= self.waiting[taken].pairs
             if room < 0:
                 break
             taken += 1
-            if not room:
-                break
-        made.good, made.waited = self._waiting[:taken], min(waited, taken)
-        return made
+        return min(waited, taken), self.waiting[:taken]
 
     def placed(self, numbers: set[int]) -> None:
         """These are packed; the others wait."""
-        self._waiting = [element for element in self._waiting if element.number not in numbers]
+        self.waiting = [element for element in self.waiting if element.number not in numbers]
 
-    def _next(self) -> Reading:
+    def _next(self) -> Element:
         self._ask(1)
         element = self._asked.popleft()
         self._ask(self._rules.ahead)
@@ -113,23 +125,19 @@ class Stream:
         while len(self._asked) < count:
             self._asked.append(self._pool.read(next(self._numbers)))
 
-    def _take(self, read: Reading, made: Candidates, again: bool = False) -> None:
-        if read.element is not None:
-            self._waiting.append(read.element)
-        if not read.bad or (again and read.element is not None):  # what it lacks was counted when it was drawn
+    def _take(self, element: Element, again: bool = False) -> None:
+        if element.pairs:
+            self.waiting.append(element)
+        if not element.bad or (again and element.pairs):  # what it lacks was counted when it was drawn
             return
-        made.bad += read.bad
-        self._bad += len(read.bad)
-        drawn, bad, allowed = round(self._drawn * self._rules.pairs), self._bad, self._rules.bad_rows
+        self.bad += [bad.entry(element.number) for bad in element.bad]
+        self._bad_pairs += len(element.bad)
+        drawn, bad, allowed = round(self._drawn * self._rules.pairs), self._bad_pairs, self._rules.bad_rows
         if too_many_bad(bad, drawn, allowed):
+            last = "; ".join(entry["error"] for entry in self.bad[-3:])
             raise TooManyBad(
                 f"{bad} of about {drawn} pairs in the elements that stream {self._index} has drawn cannot be used, "
-                f"more than config.data.bad_rows {allowed} allows; quarantine.jsonl in the run's workdir names those "
-                f"of earlier steps, and these are the last: {_told(made.bad)}. Correct them, leave them out, or allow "
-                "more",
-                made.bad,
+                f"more than config.data.bad_rows {allowed} allows; {QUARANTINE} in the run's workdir names those "
+                f"of earlier steps, and these are the last: {last}. Correct them, leave them out, or allow more",
+                self.bad,
             )
-
-
-def _told(bad: Sequence[BadElement]) -> str:
-    return "; ".join(element.error for element in bad[-3:])

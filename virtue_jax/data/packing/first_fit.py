@@ -5,29 +5,13 @@ An *item* is one example, or several that share a row because they share an imag
 several pairs (queries, positives, hard negatives), placed in one step whole or not at all.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from virtue_jax.batch import RowShape
+from virtue_jax.data.packing.need import Need, shortage
 
 Groups = Sequence[tuple[RowShape, int]]  # the shape of each row group and its number of rows
-
-
-class Need(NamedTuple):
-    """What one item takes of a row.
-
-    slots, examples, prompts: of all its examples together. points, positives: the most of one prompt, of one query.
-    images: (identity, patches, prompted) of each distinct image; an identity that the row already holds costs nothing
-    again, `prompted` ones take a SAM-2 run.
-    """
-
-    slots: int
-    images: tuple[tuple[Hashable, int, bool], ...] = ()
-    examples: int = 1
-    prompts: int = 0
-    points: int = 0
-    masks: bool = False
-    positives: int = 0
 
 
 class Place(NamedTuple):
@@ -75,6 +59,21 @@ def first_fit(elements: Sequence[Sequence[Need]], groups: Groups, waiting: int =
     return Fit(places, [[{key: held[0] for key, held in row.held.items()} for row in rows] for rows in step.rows])
 
 
+def vision_places(needs: Iterable[Need], shape: RowShape) -> list[dict[Hashable, int]]:
+    """{image identity: vision row} of rows whose examples are settled: need i fills row i alone.
+
+    Raises:
+        ValueError: a row of this shape does not hold the need; says what it lacks.
+    """
+    places = []
+    for r, need in enumerate(needs):
+        fit = first_fit([[need]], [(shape, 1)])
+        if fit.places[0] is None:
+            raise ValueError(f"row {r} overflows: {'; '.join(_short(need, shape))}; put less into it or enlarge it")
+        places.append(fit.vision[0][0])
+    return places
+
+
 def fits_a_row(need: Need, groups: Groups) -> bool:
     """Whether an empty row of some group holds the item."""
     return _Step([(shape, min(count, 1)) for shape, count in groups]).place([need]) is not None
@@ -101,20 +100,8 @@ def _size(items: Sequence[Need]) -> tuple[int, int]:
 
 def _short(need: Need, shape: RowShape) -> list[str]:
     """What of an item an empty row of this shape has no room for."""
-    wanted = {
-        "slots": need.slots,
-        "examples": need.examples,
-        "positives": need.positives,
-        "patches": max((patches for _, patches, _ in need.images), default=0),
-        "images": sum(prompted for _, _, prompted in need.images),
-        "prompts": need.prompts,
-        "points": need.points,
-        "masks": need.masks,
-    }
-    short = [
-        f"{name}: {n} needed, capacity {getattr(shape, name)}" for name, n in wanted.items() if n > getattr(shape, name)
-    ]
-    return short or [f"vision_rows: {shape.vision_rows} do not hold images of {[p for _, p, _ in need.images]} patches"]
+    together = f"vision_rows: {shape.vision_rows} do not hold images of {[p for _, p, _ in need.images]} patches"
+    return shortage(need, shape) or [together]
 
 
 class _Row:

@@ -1,34 +1,127 @@
-"""The invariants of a packed row group, checked on its arrays: for tests, and for batches from anywhere else."""
+"""The invariants of what is packed, and of packed row groups, checked on their arrays."""
 
 import numpy as np
 
 from virtue_jax.batch import NO_TOKEN, NOT_A_POINT, QUERY, TARGET, Batch, RowShape
+from virtue_jax.config import VirtueConfig
+from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, Label
+from virtue_jax.data.encoding.prompts import EncodedPrompt
+from virtue_jax.data.example import InvalidExample
 from virtue_jax.data.packing.layout import PATCHES_PER_TOKEN, batch_layout
 
 _LABELS = (0, 1, 2, 3, NOT_A_POINT, NO_TOKEN)
+_REMEDY = "encode it with the config of the model that it is packed for"
 
 
-def validate(
-    batch: Batch,
-    shape: RowShape,
-    *,
-    segmentation_tokens: int,
-    sam_size: int,
-    patch_dim: int = 588,
-    pixels: str = "float32",
-) -> None:
+def check_example(example: EncodedExample, config: VirtueConfig) -> None:
+    """Refuses what cannot be packed for a model, before it shares a row with others.
+
+    Raises:
+        InvalidExample: names the example's origin, everything that is wrong with it and the remedy.
+    """
+    wrong = _sequence_faults(example, config.text.vocab_size)
+    for number, image in enumerate(example.images):
+        wrong += _image_faults(image, config, with_sam=number == 0 and example.prompt is not None)
+    wrong += _segmentation_faults(example, config)
+    if example.label is not None:
+        wrong += _label_faults(example.label)
+    if wrong:
+        raise InvalidExample(f"{example.origin}: {'; '.join(wrong)}; {_REMEDY}")
+
+
+def _sequence_faults(example: EncodedExample, vocabulary: int) -> list[str]:
+    n = len(example)
+    wrong = [] if n else ["no token"]
+    for name, tail in (("tokens", (n,)), ("positions", (3, n)), ("vision", (n,)), ("segmentation", (n,))):
+        array = getattr(example, name)
+        if array.shape != tail or array.dtype.kind not in "iu":
+            wrong.append(f"{name} are {array.dtype}{list(array.shape)}, expected integers {list(tail)}")
+    if wrong:
+        return wrong
+    vision_tokens = sum(image.vision_tokens for image in example.images)
+    for name, least, end in (("tokens", 0, vocabulary), ("positions", 0, 1 << 31), ("vision", -1, vision_tokens)):
+        array = getattr(example, name)
+        if array.min() < least or array.max() >= end:
+            wrong.append(f"{name} from {array.min()} to {array.max()}, expected {least} to {end - 1}")
+    return wrong
+
+
+def _image_faults(image: EncodedImage, config: VirtueConfig, *, with_sam: bool) -> list[str]:
+    patches, dim, wrong = image.patches, config.vision.patch_dim, []
+    if patches.ndim != 2 or not len(patches) or len(patches) % PATCHES_PER_TOKEN or patches.dtype != np.uint8:
+        wrong.append(f"patches are {patches.dtype}{list(patches.shape)}, expected a multiple of 4 of uint8")
+    elif patches.shape[1] != dim:
+        wrong.append(f"patches have {patches.shape[1]} values, the model's {dim}")
+    if image.patch_yx.shape != (len(patches), 2):
+        wrong.append(f"patch_yx is {list(image.patch_yx.shape)}, expected {[len(patches), 2]}")
+    if with_sam:
+        wrong += _picture_faults(image, config.sam2.image_size)
+    return [f"image {image.key}: {fault}" for fault in wrong]
+
+
+def _picture_faults(image: EncodedImage, side: int) -> list[str]:
+    picture = image.sam
+    if picture is None:
+        return ["there is no picture for SAM-2"]
+    expected = [side, side, 3] if image.sam_resized else ["height", "width", 3]
+    right = picture.shape == (side, side, 3) if image.sam_resized else picture.ndim == 3 and picture.shape[2] == 3
+    if right and picture.size and picture.dtype == np.uint8:
+        return []
+    return [f"the picture for SAM-2 is {picture.dtype}{list(picture.shape)}, expected uint8{expected}"]
+
+
+def _segmentation_faults(example: EncodedExample, config: VirtueConfig) -> list[str]:
+    places = example.segmentation[example.segmentation >= 0]
+    prompt, expected = example.prompt, config.segmentation_tokens
+    if prompt is None:
+        return [f"{len(places)} segmentation tokens without a prompt"] if len(places) else []
+    wrong = [] if example.images else ["a prompt without an image"]
+    if not np.array_equal(np.sort(places), np.arange(expected)):
+        wrong.append(f"encoded with {len(places)} segmentation tokens, not {expected}")
+    return wrong + _prompt_array_faults(prompt, config.sam2.mask_size)
+
+
+def _prompt_array_faults(prompt: EncodedPrompt, mask_size: int) -> list[str]:
+    points, labels, mask, wrong = prompt.points, prompt.labels, prompt.mask, []
+    if points.shape != (len(labels), 2) or labels.ndim != 1:
+        wrong.append(
+            f"prompt points are {list(points.shape)} with labels {list(labels.shape)}, expected [n, 2] and [n]"
+        )
+    elif not np.isfinite(points).all() or not np.isin(labels, _LABELS).all():
+        wrong.append(
+            f"prompt points {points.tolist()} with labels {labels.tolist()}, expected finite ones, known labels"
+        )
+    if mask is not None and mask.shape != (mask_size, mask_size):
+        wrong.append(f"mask logits are {mask.shape}, the model's {(mask_size, mask_size)}")
+    elif mask is not None and not np.isfinite(mask).all():
+        wrong.append("mask logits are not finite")
+    return wrong
+
+
+def _label_faults(label: Label) -> list[str]:
+    if label.side == QUERY and label.content == -1:
+        contents = label.positives
+    elif label.side == TARGET and not label.positives:
+        contents = (label.content,)
+    else:
+        return [f"{label}: expected a query with positives alone, or a target with its content alone"]
+    return [] if all(0 <= content < 1 << 31 for content in contents) else [f"{label}: expected contents of 31 bits"]
+
+
+def validate(batch: Batch, shape: RowShape, config: VirtueConfig, *, pixels: str = "float32") -> None:
     """Checks shapes, dtypes and the promises of `batch.py` that models rely on.
 
     Raises:
         ValueError: lists everything that is wrong, with the rows in which it is.
     """
-    wrong = _layout_faults(batch, batch_layout(shape, sam_size=sam_size, patch_dim=patch_dim, pixels=pixels))
+    layout = batch_layout(shape, sam_size=config.sam2.image_size, patch_dim=config.vision.patch_dim, pixels=pixels)
+    wrong = _layout_faults(batch, layout)
     if not wrong:  # contents only make sense once the arrays are the right ones
         faults = _row_faults(batch) | _pool_faults(batch)
         if shape.patches:
             faults |= _vision_faults(batch, shape)
         if shape.prompts:
-            faults |= _prompt_faults(batch, shape, segmentation_tokens)
+            faults |= _prompt_faults(batch, shape, config.segmentation_tokens)
         wrong = [f"{what} (rows {np.flatnonzero(bad).tolist()})" for what, bad in faults.items() if bad.any()]
     if wrong:
         raise ValueError(f"invalid batch for {shape}: " + "; ".join(wrong))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virtue_jax.data.packing.first_fit import Need
+from virtue_jax.data.packing.need import Need
 
 LONGEST_ROW = 8192
 _BUCKETS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.95)  # quantiles of the images' patches at which buckets may end

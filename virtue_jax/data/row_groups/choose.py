@@ -88,7 +88,7 @@ class _Search:
         self.orders = functools.cache(lambda interleave: SampleOrder(demand.sources, interleave))
         order = self.orders(demand.interleave)
         batch = {"batch_size": demand.batch_size, "streams": demand.streams}
-        self.wanted = demand.fit * most_pairs(demand.sources, order=order, **batch)  # pairs of a step
+        self.wanted = demand.fit * most_pairs(order, **batch)  # pairs of a step
         drawn = [order[number] for number in range(_SAMPLE)]
         items = [need for s, e in drawn for need in demand.sources[s].elements[e]]
         pairs = sum(demand.sources[s].pairs[e] for s, e in drawn)
@@ -184,11 +184,10 @@ class _Search:
         part = math.gcd(pairs, *(group.rows * demand.unit // demand.streams for group in groups))
         parts = max(n for n in range(1, part + 1) if part % n == 0 and (n == 1 or pairs // n >= _PAIRS))
         return simulate(
-            demand.sources,
+            self.orders(max(1, demand.interleave // parts)),
             [(self.shape(group), group.rows * demand.unit) for group in groups],
             batch_size=demand.batch_size,
             streams=demand.streams * parts,
-            order=self.orders(max(1, demand.interleave // parts)),
             steps=steps,
             warmup=warmup,
             only=max(1, _PAIRS * parts // pairs),

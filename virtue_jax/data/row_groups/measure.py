@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.encoding.encode import image_key, reads_upright
+from virtue_jax.data.encoding.encode import image_key, reads_upright, sized_key
 from virtue_jax.data.encoding.images import image_size
 from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.example import Example, InvalidExample, TrainingPair
-from virtue_jax.data.packing.first_fit import Need
-from virtue_jax.data.pair_source import PairSource
-from virtue_jax.data.row_groups.simulate import Element, NeedSource
+from virtue_jax.data.packing.need import Need, by_first_image, example_need, need_together
+from virtue_jax.data.pair_source import PairSource, read_row
+from virtue_jax.data.row_groups.simulate import NeedSource
 from virtue_jax.data.unreadable import Unreadable, readable
 
 
@@ -27,24 +27,26 @@ class LengthMeasure:
     hard_negatives: int = 0
     _patches: dict[str, tuple[tuple[int, int], int]] = field(default_factory=dict, compare=False)
 
-    def element(self, pairs: Sequence[TrainingPair]) -> Element:
+    def element(self, pairs: Sequence[TrainingPair]) -> tuple[Need, ...]:
         """The items of an element: queries on the same images together, every target alone.
 
         Raises:
             InvalidExample: an image that cannot be opened, or a text that does not fit its images.
         """
-        shared: dict[tuple, Need] = {}
-        items = []
-        for number, pair in enumerate(pairs):
-            query = self.example(pair.query)._replace(positives=len(pair.positives))
-            key = tuple(image[0] for image in query.images) or number
-            shared[key] = query if key not in shared else _together(shared[key], query)
-            targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
-            items += [self.example(target) for target in targets]
-        return (*shared.values(), *items)
+        return element_needs([self.pair(pair) for pair in pairs])
+
+    def pair(self, pair: TrainingPair) -> tuple[Need, ...]:
+        """What the query takes, then each of its targets.
+
+        Raises:
+            InvalidExample: as `element`.
+        """
+        query = self.example(pair.query)._replace(positives=len(pair.positives))
+        targets = (*pair.positives, *pair.negatives[: self.hard_negatives])
+        return (query, *map(self.example, targets))
 
     def example(self, example: Example) -> Need:
-        """What one example takes; its distinct images are told apart by `image_key`, the first is the prompted one."""
+        """What one example takes; the first of its distinct images is the prompted one."""
         upright = reads_upright(example, self.config.compat)
         keys = [image_key(source, upright=upright) for source in example.images]
         for key, source in zip(keys, example.images, strict=True):
@@ -53,15 +55,13 @@ class LengthMeasure:
         size = self._patches[keys[0]][0] if keys else None
         words = len(self.tokenizer.ids(prompt_text(example, size, self.config.compat)))
         vision = sum(self._patches[key][1] // 4 - 1 for key in keys)  # each stands for one placeholder
-        distinct = list(dict.fromkeys(keys))
-        images = tuple((key, self._patches[key][1], number == 0) for number, key in enumerate(distinct))
-        segmentation = self.config.segmentation_tokens if images else 0
-        return Need(
-            slots=segmentation + words + vision,
-            images=images,
-            prompts=int(bool(images)),
-            points=self._points(example) if images else 0,
-            masks=example.prompt is not None and example.prompt.mask is not None,
+        measured = [(key, *self._patches[key]) for key in dict.fromkeys(keys)]
+        distinct = [(sized_key(key, size), patches) for key, size, patches in measured]
+        return example_need(
+            (self.config.segmentation_tokens if keys else 0) + words + vision,
+            distinct,
+            points=self._points(example) if keys else None,
+            mask=example.prompt is not None and example.prompt.mask is not None,
         )
 
     def _points(self, example: Example) -> int:
@@ -77,6 +77,12 @@ class LengthMeasure:
         return size, resized[0] * resized[1] // self.config.vision.patch_size**2
 
 
+def element_needs(pairs: Sequence[tuple[Need, ...]]) -> tuple[Need, ...]:
+    """The items of an element: queries on one image together, every target alone."""
+    together = [[pairs[i][0] for i in numbers] for numbers in by_first_image([pair[0] for pair in pairs])]
+    return (*map(need_together, together), *(target for _, *targets in pairs for target in targets))
+
+
 def measured_needs(
     source: PairSource, measure: LengthMeasure, *, count: int, seed: int = 0, weight: float = 1.0
 ) -> NeedSource:
@@ -89,25 +95,14 @@ def measured_needs(
     rows = np.random.default_rng(seed).permutation(len(source))[:count]
     elements, pairs, errors = [], [], []
     for row in rows.tolist():
-        element = source[row]
-        good = [pair for pair in element if not isinstance(pair, Unreadable)]
-        needs = readable(source.origin(row), measure.element, good) if good else element[-1]
-        if isinstance(needs, Unreadable):
-            errors.append(needs.error)
+        element = read_row(source, row)
+        needs = [p if isinstance(p, Unreadable) else readable(p.query.origin, measure.pair, p) for p in element]
+        good = [need for need in needs if not isinstance(need, Unreadable)]
+        if not good:
+            errors.append(needs[-1].error)
             continue
-        elements.append(needs)
+        elements.append(element_needs(good))
         pairs.append(len(good))
     if len(errors) > len(elements):
         raise InvalidExample(f"{len(errors)} of {len(rows)} sampled rows cannot be read; {errors[-1]}")
     return NeedSource(elements, pairs, weight)
-
-
-def _together(first: Need, second: Need) -> Need:
-    return first._replace(
-        slots=first.slots + second.slots,
-        examples=first.examples + second.examples,
-        prompts=first.prompts + second.prompts,
-        points=max(first.points, second.points),
-        positives=max(first.positives, second.positives),
-        masks=first.masks or second.masks,
-    )

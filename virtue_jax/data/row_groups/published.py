@@ -23,7 +23,7 @@ import numpy as np
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.formats.mmeb import LIMIT, SUBSETS
-from virtue_jax.data.packing.first_fit import Need
+from virtue_jax.data.packing.need import Need, example_need, need_together
 from virtue_jax.data.row_groups.simulate import NeedSource
 
 # (width, height, share)
@@ -153,18 +153,15 @@ def _element(sides, source: int, number: int, share: int, points: int, segmentat
     (words, patches), targets = sides
     first = number * share
     queries = range(first, first + share)
-    slots = [words[i] + (segmentation + patches[first] // 4 if patches[first] else 0) for i in queries]
-    if patches[first]:
-        image = (((source, "query", number), patches[first], True),)
-        items = [Need(sum(slots), image, share, prompts=share, points=points, positives=1)]
-    else:
-        items = [Need(n, positives=1) for n in slots]
+    tower = (segmentation + patches[first] // 4) if patches[first] else 0
+    images = [((source, "query", number), patches[first])] if patches[first] else []
+    asked = [example_need(words[i] + tower, images, points=points if images else None, positives=1) for i in queries]
+    items = [need_together(asked)] if images else asked
     for i in queries:
         words_t, patches_t = targets[0][i], targets[1][i]
         if patches_t:
-            image = (((source, "target", i), patches_t, True),)
-            need = Need(words_t + segmentation + patches_t // 4, image, prompts=1, points=points)
+            image = [((source, "target", i), patches_t)]
+            items.append(example_need(words_t + segmentation + patches_t // 4, image, points=points))
         else:
-            need = Need(words_t)
-        items.append(need)
+            items.append(example_need(words_t))
     return tuple(items)

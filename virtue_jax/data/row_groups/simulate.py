@@ -1,23 +1,25 @@
-"""Packing without data: the loader's rule for streams and waiting elements, run on needs alone; how full rows get."""
+"""Packing without data: the loader's streams, run on needs alone; how full rows get."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from virtue_jax.batch import RowShape
+from virtue_jax.data.loading.elements import Element
 from virtue_jax.data.loading.order import ElementOrder
-from virtue_jax.data.packing.first_fit import Fit, Groups, Need, first_fit
-
-Element = Sequence[Need]  # the items of one or several pairs; each pair has one query
+from virtue_jax.data.loading.stream import Stream, StreamRules, StreamState
+from virtue_jax.data.packing.first_fit import Fit, Groups
+from virtue_jax.data.packing.need import Need
 
 
 class NeedSource(NamedTuple):
-    """Needs of a sample of one source's elements, used round and round; `pairs[i]`: how many pairs element i is.
+    """Needs of a sample of one source's elements, used round and round.
 
-    Images that are not the same have different identities, in all sources of a mixture.
+    elements[i]: needs of the items of element i, which is `pairs[i]` pairs, each with one query. Images that are not
+    the same have different identities, in all sources of a mixture.
     """
 
-    elements: Sequence[Element]
+    elements: Sequence[Sequence[Need]]
     pairs: Sequence[int]
     weight: float = 1.0
 
@@ -64,10 +66,23 @@ class PackingFigures:
         return sum(g.patches for g in self.groups) / max(sum(g.patch_capacity for g in self.groups), 1)
 
 
+class ReadNeeds(NamedTuple):
+    """An element of a sample: it is there at once, and has needs in place of arrays."""
+
+    element: Element
+
+    def result(self) -> Element:
+        return self.element
+
+
 class SampleOrder:
-    """The loader's order over samples, each place looked up once: (source, element) of a number."""
+    """The loader's order over samples, each place looked up once: (source, element) of a number.
+
+    Streams read it as they read a `ReadPool`.
+    """
 
     def __init__(self, sources: Sequence[NeedSource], interleave: int):
+        self._sources = sources
         self._order = ElementOrder(
             [len(source.elements) for source in sources],
             seed=0,
@@ -75,21 +90,26 @@ class SampleOrder:
             weights=[source.weight for source in sources],
             interleave=interleave,
         )
-        self._known: dict[int, tuple[int, int]] = {}
+        self._read: dict[int, ReadNeeds] = {}
 
     def __getitem__(self, number: int) -> tuple[int, int]:
-        if number not in self._known:
-            self._known[number] = self._order[number]
-        return self._known[number]
+        return tuple(self._order[number])
+
+    def read(self, number: int) -> ReadNeeds:
+        if number not in self._read:
+            source, element = self[number]
+            drawn = self._sources[source]
+            needs = tuple(drawn.elements[element])
+            self._read[number] = ReadNeeds(Element(number, drawn.pairs[element], needs=needs))
+        return self._read[number]
 
 
 def simulate(
-    sources: Sequence[NeedSource],
+    order: SampleOrder,
     groups: Groups,
     *,
     batch_size: int,
     streams: int,
-    order: SampleOrder,
     steps: int = 20,
     warmup: int = 0,
     only: int = 0,
@@ -99,65 +119,35 @@ def simulate(
     only: simulate just so many of the streams (0 = all) and scale up: streams are alike.
     """
     of_stream = [(shape, rows // streams) for shape, rows in groups]
-    run = [_Stream(sources, order, s, streams, batch_size // streams) for s in range(min(only or streams, streams))]
+    rules = StreamRules(batch_size // streams)
+    run = [Stream(order, s, streams, StreamState(), rules) for s in range(min(only or streams, streams))]
     totals, pairs, waits, longest = [_Totals() for _ in groups], 0, 0, 0
+    waiting_since: dict[int, int] = {}
     for step in range(warmup + steps):
         for stream in run:
-            waited = len(stream.waiting)
-            candidates = [drawn.element for drawn in stream.candidates(step)]
-            fit = first_fit(candidates, of_stream, waited)
-            placed, oldest = stream.placed(fit.places)
+            elements, fit = stream.fit(of_stream)
+            placed = [e for e, places in zip(elements, fit.places, strict=True) if places is not None]
+            oldest = min((waiting_since.pop(element.number, step) for element in placed), default=step)
+            for element in stream.waiting:
+                waiting_since.setdefault(element.number, step)
             if step >= warmup:
-                _count(totals, candidates, fit, of_stream)
-                pairs += placed
+                _count(totals, elements, fit, of_stream)
+                pairs += sum(element.pairs for element in placed)
                 longest = max(longest, step - oldest)
-                waits += sum(drawn.pairs for drawn in stream.waiting)
+                waits += sum(element.pairs for element in stream.waiting)
     scale = streams / (len(run) * steps)
     return PackingFigures(tuple(t.figures() for t in totals), pairs * scale, waits * scale / batch_size, longest)
 
 
-def most_pairs(
-    sources: Sequence[NeedSource], *, batch_size: int, streams: int, order: SampleOrder, steps: int = 20
-) -> float:
+def most_pairs(order: SampleOrder, *, batch_size: int, streams: int, steps: int = 20) -> float:
     """Pairs that a step draws (mean) where nothing ever waits: fewer than the batch where elements of several pairs do
     not divide it."""
-    stream, pairs = _Stream(sources, order, 0, streams, batch_size // streams), 0
-    for step in range(steps):
-        pairs += stream.placed([()] * len(stream.candidates(step)))[0]
+    stream, pairs = Stream(order, 0, streams, StreamState(), StreamRules(batch_size // streams)), 0
+    for _ in range(steps):
+        _, elements = stream.draw()
+        pairs += sum(element.pairs for element in elements)
+        stream.placed({element.number for element in elements})
     return pairs * streams / steps
-
-
-class _Drawn(NamedTuple):
-    element: Element
-    pairs: int
-    step: int
-
-
-class _Stream:
-    """As `streams.Stream`, without reading."""
-
-    def __init__(self, sources: Sequence[NeedSource], order: SampleOrder, index: int, of: int, pairs: int):
-        self._sources, self._order, self._next, self._of, self._pairs = sources, order, index, of, pairs
-        self.waiting: list[_Drawn] = []
-
-    def candidates(self, step: int) -> list[_Drawn]:
-        room, taken = self._pairs, 0
-        while room > 0:
-            if taken == len(self.waiting):
-                source, element = self._order[self._next]
-                self._next += self._of
-                drawn = self._sources[source]
-                self.waiting.append(_Drawn(drawn.elements[element], drawn.pairs[element], step))
-            room -= self.waiting[taken].pairs
-            taken += room >= 0
-        return self.waiting[:taken]
-
-    def placed(self, places: Sequence) -> tuple[int, int]:
-        """(pairs placed, step in which the oldest of them was drawn)"""
-        done = [drawn for drawn, place in zip(self.waiting, places, strict=False) if place is not None]
-        left = [drawn for drawn, place in zip(self.waiting, places, strict=False) if place is None]
-        self.waiting = left + self.waiting[len(places) :]
-        return sum(drawn.pairs for drawn in done), min((drawn.step for drawn in done), default=0)
 
 
 class _Totals:
@@ -180,11 +170,11 @@ class _Totals:
         self.most_examples = max([self.most_examples, *(examples for _, examples in used.values())])
 
 
-def _count(totals: list[_Totals], candidates: Sequence[Element], fit: Fit, groups: Groups) -> None:
+def _count(totals: list[_Totals], elements: Sequence[Element], fit: Fit, groups: Groups) -> None:
     used: list[dict[int, list[int]]] = [{} for _ in groups]
     held: list[dict] = [{} for _ in groups]
-    for element, places in zip(candidates, fit.places, strict=True):
-        for need, (group, row) in zip(element, places or (), strict=False):
+    for element, places in zip(elements, fit.places, strict=True):
+        for need, (group, row) in zip(element.needs, places or (), strict=places is not None):
             use = used[group].setdefault(row, [0, 0])
             use[0] += need.slots
             use[1] += need.examples

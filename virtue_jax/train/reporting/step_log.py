@@ -44,13 +44,13 @@ class StepLog:
         self._quarantine = Quarantine(workdir) if is_leader() else None
         self._quarantined: list[dict] = []
         self._step, self._time = step, time.perf_counter()
-        self._wait, self._saves = clock.seconds("data_wait"), clock.seconds("saves")
+        self._wait, self._beside = clock.seconds("data_wait"), self._seconds_beside()
 
     def say(self, line: str) -> None:
         self._out.say(line)
 
     def finished(self, step: int, batch) -> None:
-        """Step `step` is done, of this process's `StepBatch`."""
+        """Step `step` is done, of this process's `Step`."""
         flops = useful_flops(self._virtue, batch_work(batch.groups), self._run.state.trainable)
         self._interval.add(batch.report, towers=flops.towers, language_model=flops.language_model)
         self._quarantined += batch.report.quarantined
@@ -85,15 +85,21 @@ class StepLog:
                 self._tell(entry, self._quarantine)
 
     def data_failed(self, error: Exception, pending=None) -> None:
-        """This process's data ended with `error`, after the `StepBatch` `pending` of a step that is not finished:
+        """This process's data ended with `error`, after the `Step` `pending` of a step that is not finished:
         writes down what it left out, without waiting for the others."""
         if pending is not None:
             self._quarantined += pending.report.quarantined
-        found = [{"element": b.number, "origin": b.origin, "error": b.error} for b in getattr(error, "elements", ())]
         quarantine = self._quarantine or Quarantine(self._workdir)
-        for entry in quarantine.add(self._quarantined + found):
+        for entry in quarantine.add([*self._quarantined, *getattr(error, "entries", ())]):
             self._tell(entry, quarantine)
         self._quarantined = []
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """What evaluations after the logged step `step` found."""
+        self._out.add(step, values)
+
+    def _seconds_beside(self) -> float:
+        return self._clock.seconds("saves") + self._clock.seconds("evaluation")
 
     def close(self) -> None:
         self._out.close()
@@ -102,12 +108,13 @@ class StepLog:
         self.say(f"left out: {entry['origin']}: {entry['error']} (all of them: {quarantine.path})")
 
     def _pace(self, step: int) -> tuple[int, float, float]:
-        """(steps, seconds per step, of these waiting for data) since the last call; saves are no part of the pace."""
-        now, wait, saves = time.perf_counter(), self._clock.seconds("data_wait"), self._clock.seconds("saves")
+        """(steps, seconds per step, of these waiting for data) since the last call; saves and evaluations are no part
+        of the pace."""
+        now, wait, beside = time.perf_counter(), self._clock.seconds("data_wait"), self._seconds_beside()
         steps = max(step - self._step, 1)
-        seconds = max(now - self._time - (saves - self._saves), 1e-9) / steps
+        seconds = max(now - self._time - (beside - self._beside), 1e-9) / steps
         waited = (wait - self._wait) / steps
-        self._step, self._time, self._wait, self._saves = step, now, wait, saves
+        self._step, self._time, self._wait, self._beside = step, now, wait, beside
         return steps, seconds, waited
 
 
@@ -129,8 +136,8 @@ def _memory() -> dict[str, float]:
     """GiB: of this host's process at most, and of its first device where the backend says it."""
     scale = 1 if sys.platform == "darwin" else 1024
     values = {"host_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30}
-    said = jax.local_devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     for name, key in (("device_memory_gib", "bytes_in_use"), ("device_memory_peak_gib", "peak_bytes_in_use")):
-        if key in said:
-            values[name] = said[key] / 2**30
+        if key in stats:
+            values[name] = stats[key] / 2**30
     return values

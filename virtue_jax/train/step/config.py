@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from virtue_jax.config import AdapterConfig, Numerics, VirtueConfig
 from virtue_jax.data.config import DataConfig
+from virtue_jax.eval.config import EvalConfig
 from virtue_jax.parallel.mesh import MeshConfig
 from virtue_jax.train.step.loss import LossConfig
 from virtue_jax.train.step.optimizer import OptimizerConfig
@@ -49,6 +50,8 @@ class TrainConfig:
     exits, 0 = never; starting, restoring, compiling, saving and writing the model have four times as long.
     profile_steps: first and last step of a profiler trace, empty = none.
     memory_gib: of one device, for what is chosen from the memory estimate; 0 = what the device says.
+    evals: evaluations while it trains, by names of one's own choice; keep_best: the name of one of them, whose
+    best-scoring model is kept in `best` of the work directory, "" = none.
     """
 
     model: ModelConfig
@@ -70,6 +73,8 @@ class TrainConfig:
     watchdog_minutes: float = 0.0
     profile_steps: tuple[int, ...] = ()
     memory_gib: float = 0.0
+    evals: dict[str, EvalConfig] = field(default_factory=dict)
+    keep_best: str = ""
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep")
@@ -80,3 +85,5 @@ class TrainConfig:
             raise ValueError(f"config.nonfinite: {self.nonfinite!r} is not one of stop, skip")
         if self.profile_steps and (len(self.profile_steps) != 2 or self.profile_steps[0] > self.profile_steps[1]):
             raise ValueError(f"config.profile_steps: {self.profile_steps}: expected (first, last) or nothing")
+        if self.keep_best and self.keep_best not in self.evals:
+            raise ValueError(f"config.keep_best: {self.keep_best!r} is not one of config.evals: {list(self.evals)}")

@@ -29,9 +29,10 @@ _FREE = {
 
 
 def run_identity(config: TrainConfig) -> dict:
-    """What must agree for a run to be resumed: everything but `_FREE`, workers, micro-batches, remat, the attention
-    backend, and the place of a model whose weights are known by their digest."""
+    """What must agree for a run to be resumed: everything but `_FREE`, evaluations, workers, micro-batches, remat, the
+    attention backend, and the place of a model whose weights are known by their digest."""
     identity = dataclasses.asdict(config) | _FREE
+    del identity["evals"], identity["keep_best"]  # not in checkpoints of runs from before there were any
     identity["data"] |= {"workers": 0, "prefetch": 0, "bad_rows": 0}
     identity["data"]["order"] = [list(config.data.sources), list(config.data.rows)]  # dicts of other order are equal
     for group in identity["data"]["rows"].values():
@@ -60,8 +61,8 @@ def forget_another_run(workdir: Path, config: TrainConfig, shards: int, say: Cal
     file = workdir / MADE_FOR
     if file.exists() and json.loads(file.read_text()) == wanted:
         return
-    for made in (workdir / ROWS, workdir / TOKENIZER):
-        if made.exists():
-            say(f"{made} was made for another configuration, of which no step was saved: it is made anew")
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for leftover in (workdir / ROWS, workdir / TOKENIZER):
+        if leftover.exists():
+            say(f"{leftover} was made for another configuration, of which no step was saved: it is made anew")
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     replace_text(file, json.dumps(wanted, indent=1) + "\n")

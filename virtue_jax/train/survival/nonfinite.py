@@ -48,7 +48,7 @@ class NonFinite:
         self.skipped, self._streams = skipped, streams
 
     def meet(self, step: int, batch, metrics: dict[str, float], state: TrainState) -> str:
-        """Every process calls it for step number `step` (from 1) with its own `StepBatch`.
+        """Every process calls it for step number `step` (from 1) with its own `Step`.
 
         state: the newest one; under "stop" its parameters are those before the step, whatever was done since.
 
