@@ -178,6 +178,18 @@ def test_a_prompt_outside_names_size_value_and_remedy(prompt, named):
     assert str(caught.value).startswith("row 1: ")
 
 
+@pytest.mark.parametrize("frame", ["image", "sam"])
+@pytest.mark.parametrize("box", [(0.1, 0.2, 0.6, 0.9), (0, 0, 1, 0.5), (0.25, 0, 0.75, 1), (10, 10, 10.5, 50)])
+def test_a_box_under_one_pixel_asks_for_pixels(frame, box):
+    with pytest.raises(InvalidExample, match=r"row 1: box \[.* less than a pixel wide or high .*not as fractions"):
+        encoded(VisualPrompt(box=box, frame=frame))
+
+
+def test_boxes_of_one_pixel_are_taken():
+    for box in ((0, 0, 1, 1), (0.1, 0.1, 0.1 + 1, 0.1 + 1), (10.3, 7.7, 10.3 + 1, 7.7 + 1)):
+        assert encoded(VisualPrompt(box=box)).labels[:2].tolist() == [2, 3]
+
+
 def test_a_box_over_the_edge_by_rounding_is_clipped():
     made = encoded(VisualPrompt(box=(-0.5, 0, 201, 100.9)))
     np.testing.assert_allclose(made.points[:2], [[0, 0], [1024, 1024]])

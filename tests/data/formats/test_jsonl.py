@@ -1,11 +1,16 @@
 """JSON lines: what issue 2 promises is read, and everything else is refused with file and line."""
 
+import codecs
 import json
+from pathlib import Path
 
 import pytest
 
-from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.formats.jsonl import JsonlTraining, read_examples
+from virtue_jax.data.example import InvalidExample, TrainingPair
+from virtue_jax.data.formats.jsonl import JsonlTraining, read_examples, readable_examples
+from virtue_jax.data.unreadable import Unreadable
+
+DIALECTS = Path(__file__).parents[2] / "golden" / "cases" / "jsonl_dialects"
 
 
 def lines(tmp_path, *records):
@@ -140,3 +145,50 @@ def test_bad_training_lines_are_found_when_the_file_is_opened(tmp_path, line, me
     with pytest.raises(InvalidExample, match=message) as error:
         JsonlTraining(path)
     assert str(error.value).startswith(f"{path}:2")
+
+
+def test_a_byte_order_mark_and_nulls_are_read():
+    (marked,) = read_examples(DIALECTS / "bom.jsonl")
+    assert marked.text == "a dog"
+    for example in read_examples(DIALECTS / "nulls.jsonl"):
+        assert (example.images, example.prompt) == ((), None) and example.text
+
+
+def test_windows_line_ends_and_a_mark_in_the_middle_are_read(tmp_path):
+    line = json.dumps({"query": {"text": "q", "image": None}, "positive": {"text": "p"}, "negatives": None}).encode()
+    path = tmp_path / "joined.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + line + b"\r\n" + codecs.BOM_UTF8 + line + b"\r\n" + line)
+    source = JsonlTraining(path)
+    assert len(source) == 3
+    assert all(isinstance(source[row][0], TrainingPair) and not source[row][0].negatives for row in range(3))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("opened", [JsonlTraining, lambda path: list(read_examples(path))])
+def test_other_encodings_are_named_with_the_remedy(tmp_path, encoding, opened):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        ("\ufeff" if encoding.endswith("be") else "").encode(encoding) + '{"text": "a"}\n'.encode(encoding)
+    )
+    with pytest.raises(InvalidExample, match=f"a.jsonl: the file is {encoding[:6].upper()}; save it as UTF-8"):
+        opened(path)
+
+
+def test_half_a_character_is_named_with_its_place(tmp_path):
+    path = lines(tmp_path, {"text": "a dog"}, json.dumps({"text": "a dog \ud83d"}))
+    with pytest.raises(InvalidExample, match=r"data.jsonl:2: character 7 of the text is '\\ud83d' .*write the whole"):
+        list(read_examples(path))
+
+
+def test_lines_that_cannot_be_read_stand_among_the_others(tmp_path):
+    read = list(readable_examples(lines(tmp_path, {"text": "a"}, "{", {"text": "b"})))
+    assert [isinstance(example, Unreadable) for example in read] == [False, True, False]
+    assert read[1].origin == f"{tmp_path / 'data.jsonl'}:2" and read[1].error.startswith(read[1].origin)
+
+
+def test_a_few_bad_training_lines_are_their_rows_fault(tmp_path):
+    good = {"query": {"text": "q"}, "positive": {"text": "p"}}
+    source = JsonlTraining(
+        lines(tmp_path, good, json.dumps({"query": {"text": "\ud83d"}, "positive": {}}), "", good, good)
+    )
+    assert [isinstance(source[row][0], Unreadable) for row in range(5)] == [False, True, True, False, False]

@@ -120,10 +120,12 @@ def load_mask(mask: MaskSource, image_size: tuple[int, int], origin: str, *, upr
         InvalidExample: as `load_image`; a size other than the image's; an array that is not 2-D bool or integer;
             nothing inside.
     """
-    if isinstance(mask, np.ndarray):
-        inside = _array_inside(mask, origin)
-    else:
-        inside = _read(mask, "mask", origin, lambda image: _as_seen(image, mask_inside(image), upright))
+
+    def decoded(image: Image.Image) -> np.ndarray:
+        _check_mask_size(mask, _size_as_seen(image, upright), image_size, origin)  # before the memory is taken
+        return _as_seen(image, mask_inside(image), upright)
+
+    inside = _array_inside(mask, origin) if isinstance(mask, np.ndarray) else _read(mask, "mask", origin, decoded)
     _check_mask_size(mask, inside.shape, image_size, origin)
     if not inside.any():
         raise InvalidExample(
@@ -191,6 +193,8 @@ def _read(source, kind: str, origin: str, read: Callable[[Image.Image], Value]) 
         wrong = f"is too large ({error or 'no memory for it'}); make it smaller"
     except Image.UnidentifiedImageError:
         wrong = "is not an image that Pillow can read; give a JPEG, PNG, WebP or the like"
+    except InvalidExample:
+        raise
     except Unsuitable as error:
         wrong = f"cannot be used ({error})"
     except Exception as error:  # decoders do not agree on what to raise for damaged data

@@ -31,8 +31,8 @@ def sam_image(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> n
 def sam_levels(pixels: np.ndarray, size: int, out: np.ndarray | None = None) -> np.ndarray:
     """uint8[H, W, 3] -> uint8[size, size, 3]: the resize of `sam_image` in grey levels, not normalised.
 
-    Pillow's filter is the same triangle, some six times as fast; it rounds after each axis, and is at most one level
-    from the exact resize rounded. out: array to write into and return.
+    Pillow's filter is the same triangle, three to five times as fast; it rounds after each axis, and is at most one
+    level from the exact resize rounded. out: array to write into and return.
     """
     levels = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
     if out is None:

@@ -195,9 +195,10 @@ def parse_example(record: object, folder: Path, origin: str) -> Example:
 
 def _picture(value: object, key: str, folder: Path, origin: str) -> object:
     """A path as text, relative to `folder`; what a program holds stays as it is."""
-    if value is None or value == "" or isinstance(value, bool | int | float | list | tuple | Mapping):
+    empty = value is None or (isinstance(value, str) and not value)
+    if empty or isinstance(value, bool | int | float | list | tuple | Mapping):
         raise InvalidExample(f"{origin}: {key} is {_shown(value)}; expected a path")
-    return os.path.join(folder, os.fsdecode(value)) if isinstance(value, str | os.PathLike) else value
+    return str(Path(folder) / os.fsdecode(value)) if isinstance(value, str | os.PathLike) else value
 
 
 def _prompt(record: dict, folder: Path, origin: str) -> VisualPrompt | None:
