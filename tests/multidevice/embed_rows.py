@@ -55,7 +55,7 @@ def main(folder: Path, scratch: str) -> None:
 
         embedder._programs.read = watched
         vectors[name], devices[name] = embedder.embed(inputs), used
-        look = embedder.look(image)
+        look = embedder.look(str(image))
         vectors[f"{name} looked"] = look.point_many([{"box": [1, 2, 20, 30], "text": f"{i}"} for i in range(20)])
     print(
         json.dumps(
