@@ -1,9 +1,10 @@
 """What the four runs of the paper share: two stages (MMEB-train, then SCaR-train), two sizes, batch 1,024 or 8,192.
 
-Published (guide: reference section 1): global batch 1,024, sub-batches of 64 from one data set, AdamW at 2e-5 with 200
-steps of warm-up and linear decay, temperature 0.02, 2,000 steps on MMEB-train (every subset with weight 1, its first
-100,000 rows) and 1,000 on SCaR-train (likewise), DoRA r 8, alpha 64, dropout 0.1; bfloat16, images at native resolution
-up to 1,280 vision tokens. Ours: targets that equal another query's positive are not pushed away (`mask_duplicates`).
+Published (arXiv 2510.00523 and its training scripts): global batch 1,024, sub-batches of 64 from one data set, AdamW at
+2e-5 with 200 steps of warm-up and linear decay, temperature 0.02, 2,000 steps on MMEB-train (every subset with weight
+1, its first 100,000 rows) and 1,000 on SCaR-train (likewise), DoRA r 8, alpha 64, dropout 0.1; bfloat16, images at
+native resolution up to 1,280 vision tokens. Ours: targets that equal another query's positive are not pushed away
+(`mask_duplicates`).
 
 `large`: batch 8,192 for the same number of pairs, so an eighth of the steps and of the warm-up; the learning rate is
 multiplied by sqrt(8), the square-root rule for Adam (Malladi et al. 2022, arXiv 2205.10287). Its DoRA layers drop out

@@ -1,11 +1,12 @@
 """The command line of the converters: `python -m converters import | export | inspect`."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from converters.plan import DTYPES
+from virtue_jax.console import console
+from virtue_jax.exit_status import DONE, REFUSED
 
 _EPILOG = """the three forms of import:
   a base model with a trained connector, with or without its adapter:
@@ -18,16 +19,15 @@ _EPILOG = """the three forms of import:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0, or 1 after printing what is wrong."""
+    """Runs one command; its exit status, `REFUSED` after printing what is wrong."""
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax; what it reports as errors is raised too
     try:
         _COMMANDS[command](arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return REFUSED
+    return DONE
 
 
 def _import(arguments: dict) -> None:
@@ -35,19 +35,19 @@ def _import(arguments: dict) -> None:
 
     if arguments["virtue"] is not None and arguments["adapter"] is not None:
         raise ValueError("--adapter goes with --vlm: a --virtue folder has its adapter merged into the weights")
-    run(ImportRequest(**arguments))
+    run(ImportRequest(**arguments), console(stderr=True))
 
 
 def _export(arguments: dict) -> None:
     from converters.exporting import ExportRequest, run
 
-    run(ExportRequest(**arguments))
+    run(ExportRequest(**arguments), console(stderr=True))
 
 
 def _inspect(arguments: dict) -> None:
     from converters.inspecting import run
 
-    run(arguments["path"])
+    run(arguments["path"], console())
 
 
 _COMMANDS = {"import": _import, "export": _export, "inspect": _inspect}

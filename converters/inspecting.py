@@ -32,15 +32,12 @@ class Finding:
     notes: tuple[str, ...] = ()
 
 
-def run(path: Path, console: Console | None = None) -> None:
+def run(path: Path, console: Console) -> None:
     """Prints every checkpoint found at `path`.
 
     Raises:
         CheckpointError: nothing there, nothing recognised, or damaged files.
     """
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200)
     for finding in inspect(Path(path)):
         _print(finding, console)
 

@@ -8,7 +8,7 @@ from converters.errors import CheckpointError
 from converters.foreign import Component, ForeignVirtue, tied_head_problems
 from converters.rules import FLOATS, Entry, cover
 from converters.sam2 import incomplete
-from virtue_jax.lazy_write import LazyArray
+from virtue_jax.array_store import LazyArray
 from virtue_jax.model_directory import abstract_parameters, parameter_shapes
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")

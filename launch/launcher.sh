@@ -9,6 +9,13 @@
 # A command substitution ends, and its script with it, where something in it fails.
 shopt -s inherit_errexit
 
+# exit_status NAME: its number in virtue_jax/exit_status.py, which says what each means.
+exit_status() {
+    local number
+    number=$(sed -n "s/^$1 = \([0-9]\{1,\}\).*/\1/p" "$(dirname "${BASH_SOURCE[0]}")/../virtue_jax/exit_status.py")
+    printf '%s\n' "${number:?no exit status $1}"
+}
+
 say() { printf '[launch] %s\n' "$*" >&2; }
 
 # refuse WORD...: one line, exit status 2.
@@ -33,12 +40,13 @@ carry_out() {
     if [[ ${DRY_RUN:-} == yes ]]; then shown "$@"; else "$@"; fi
 }
 
-# verdict STATUS...: "finished", "again" or "stop STATUS". 69 another process ended, 70 hung, 75 told to stop and saved,
-# over 128 killed: the same command goes on. A process that ended otherwise is why the others did (virtue_jax/cli/train.py).
+# verdict STATUS...: "finished", "again" or "stop STATUS". After those of `again` and after a kill (over 128) the same
+# command goes on. A process that ended otherwise is why the others did.
 verdict() {
-    local status what=finished
+    local status again what=finished
+    again=" $(exit_status ANOTHER_ENDED) $(exit_status HUNG) $(exit_status SAVED) "
     for status in "$@"; do
-        if ((status == 69 || status == 70 || status == 75 || status > 128)); then
+        if [[ $again == *" $status "* ]] || ((status > 128)); then
             what=again
         elif ((status != 0)); then
             echo "stop $status"

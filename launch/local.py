@@ -23,8 +23,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-AGAIN = {69, 70, 75}  # of virtue_jax/cli/train.py: another process ended, hung, told to stop and saved
-STOPPED = 75
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, this needs nothing but the tree
+
+from virtue_jax.exit_status import AGAIN, DONE, REFUSED, SAVED
+
 LAST_WORDS = 5.0  # seconds in which the others can say how they noticed
 HEALTHY = 600.0  # seconds after which a start has proved itself: retries are counted anew
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return supervised(run, options.retries)
     except (OSError, subprocess.CalledProcessError) as error:
         say(f"cannot be started: {error}")
-        return 2
+        return REFUSED
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -166,7 +168,7 @@ class Run:
 
     def _end_the_rest(self) -> None:
         """Those that do not follow one that has ended are told, and then killed: alone they cannot go on."""
-        saved = all(process.poll() in (None, 0, STOPPED) for process in self._processes)
+        saved = all(process.poll() in (None, DONE, SAVED) for process in self._processes)
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 self._signal(number)
@@ -210,8 +212,8 @@ def verdict(statuses: list[int]) -> tuple[str, int]:
     if own:
         return "stop", own[0]
     if failed:
-        return "again", STOPPED if STOPPED in failed else failed[0]
-    return "finished", 0
+        return "again", SAVED if SAVED in failed else failed[0]
+    return "finished", DONE
 
 
 _saying = threading.Lock()

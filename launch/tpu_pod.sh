@@ -203,7 +203,7 @@ watch_run() {
 }
 
 spend() {
-    ((retries_left-- > 0)) || give_up 75 "$1, and $retries retries are used up"
+    ((retries_left-- > 0)) || give_up "$(exit_status SAVED)" "$1, and $retries retries are used up"
     say "$1: starting again ($retries_left more after this)"
 }
 

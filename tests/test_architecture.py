@@ -16,7 +16,8 @@ TESTED = FILES | {
 LEAVES = {"config", "batch"}
 
 GROUND = {"data"}  # the files of data/ itself: what a person gives, and what the configuration says of data
-_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models", "disk", "atomic_files"}
+_TRAIN = LEAVES | {"data", "data/packing", "models", "parallel", "published_models"}
+_TRAIN |= {"disk", "atomic_files", "exit_status"}
 
 # Room -> (rooms of virtue_jax, libraries) that it may name beside itself and the standard library. A folder that has
 # drawers is a room of its own: the files that lie in it directly.
@@ -27,16 +28,18 @@ ROOMS = {
     "chips": (set(), set()),
     "disk": (set(), set()),
     "atomic_files": (set(), set()),
-    "data": (LEAVES | {"disk"}, {"numpy"}),
+    "exit_status": (set(), set()),
+    "console": (set(), {"rich"}),
+    "data": (LEAVES | {"disk"}, {"numpy", "PIL"}),
     "data/encoding": (LEAVES | GROUND, {"numpy", "PIL", "tokenizers", "transformers"}),
     "data/packing": (LEAVES | GROUND | {"data/encoding"}, {"numpy"}),
     "data/loading": (LEAVES | GROUND | {"data/encoding", "data/packing"}, {"numpy", "grain"}),
     "data/formats": (
-        LEAVES | GROUND | {"data/encoding", "data/loading"},
+        LEAVES | GROUND | {"data/encoding", "disk", "atomic_files"},
         {"numpy", "PIL", "pyarrow", "tensorflow_datasets", "array_record"},
     ),
     "data/sources": (LEAVES | GROUND | {"data/encoding", "data/loading", "data/formats"}, {"numpy"}),
-    "data/scenes": (GROUND, {"numpy", "PIL", "pyarrow"}),
+    "data/scenes": (GROUND | {"data/formats"}, {"numpy", "PIL", "pyarrow"}),
     "data/row_groups": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/loading", "data/formats"},
         {"numpy", "PIL"},
@@ -44,13 +47,16 @@ ROOMS = {
     "parallel": (LEAVES, {"jax", "numpy"}),
     "ops": ({"parallel"}, {"jax", "numpy"}),
     "models": (LEAVES | {"ops", "parallel"}, {"jax", "flax"}),
-    "lazy_write": (set(), {"jax", "numpy", "orbax", "tensorstore"}),
-    "model_directory": ({"config", "models", "atomic_files", "lazy_write"}, {"jax", "numpy", "orbax"}),
+    "array_store": (set(), {"jax", "numpy", "tensorstore"}),
+    "model_directory": ({"config", "models", "atomic_files", "array_store"}, {"jax", "numpy"}),
     "embedding": (
         LEAVES | GROUND | {"data/encoding", "data/packing", "data/formats", "models", "model_directory"},
         {"jax", "numpy"},
     ),
-    "eval": (LEAVES | GROUND | {"data/encoding", "data/formats", "embedding"}, {"numpy", "rich", "matplotlib"}),
+    "eval": (
+        LEAVES | GROUND | {"data/encoding", "data/formats", "parallel", "embedding"},
+        {"numpy", "rich", "matplotlib"},
+    ),
     "train/step": (_TRAIN | {"ops"}, {"jax", "flax", "optax", "numpy"}),
     "train/cost": (_TRAIN | {"ops", "train/step"}, {"jax", "flax", "numpy"}),
     "train/survival": (_TRAIN | {"train/step"}, {"jax", "optax", "orbax", "tensorstore", "etils", "numpy"}),
@@ -60,9 +66,9 @@ ROOMS = {
     ),
     "train": (
         _TRAIN
-        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops"}
+        | {"train/step", "train/cost", "train/survival", "train/reporting", "model_directory", "ops", "console"}
         | {"data/encoding", "data/loading", "data/sources", "data/row_groups"},
-        {"jax", "flax", "numpy", "rich", "orbax", "etils"},
+        {"jax", "flax", "numpy", "scipy", "rich", "orbax", "etils"},
     ),
     "aot/hlo": (LEAVES | {"chips", "models", "ops"}, {"jax", "numpy"}),
     "aot": (
@@ -72,15 +78,19 @@ ROOMS = {
         | {"train/cost"},
         {"jax", "numpy", "rich"},
     ),
-    "aot/study": ({"aot", "chips", "config", "atomic_files"}, {"numpy", "rich", "matplotlib", "yaml"}),
+    "aot/study": (
+        {"aot", "chips", "config", "atomic_files", "exit_status", "console"},
+        {"numpy", "rich", "matplotlib", "yaml"},
+    ),
     "cli": (
         {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
+        | {"console", "exit_status"}
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),
     "__init__": ({"embedding"}, set()),
     "converters": (
-        {"config", "model_directory", "models", "atomic_files", "lazy_write"},
+        {"config", "model_directory", "models", "atomic_files", "array_store", "console", "exit_status"},
         {"jax", "flax", "numpy", "ml_dtypes", "rich", "torch", "yaml"},
     ),
 }

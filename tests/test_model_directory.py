@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from virtue_jax.array_store import LazyArray
 from virtue_jax.atomic_files import new_directory
 from virtue_jax.config import AdapterConfig, HieraConfig, Numerics, Sam2Config, TextConfig, VirtueConfig, VisionConfig
-from virtue_jax.lazy_write import LazyArray
 from virtue_jax.model_directory import (
     abstract_parameters,
     companions,
@@ -95,7 +95,7 @@ def test_jax_arrays_numpy_arrays_and_lazy_ones_are_saved_alike(params, tmp_path)
 
 
 def test_a_lazy_array_is_made_in_blocks_that_cover_it_once(params, tmp_path, monkeypatch):
-    monkeypatch.setattr("virtue_jax.lazy_write._BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("virtue_jax.array_store._BLOCK_BYTES", 1 << 14)
     path, calls, steps = "text.layers.mlp.up_proj.kernel", [], []
     value = params[path]
 

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, whatever kills the process that writes them."""
+"""Directories and files that appear whole or not at all, whatever kills the process that writes them."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> I
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
     refuse_occupied(final, overwrite=overwrite)
-    temporary = final.with_name(f".{final.name}.incomplete.{socket.gethostname()}.{os.getpid()}")
+    temporary = _temporary(final)
     try:
         temporary.mkdir()
         yield temporary
@@ -32,6 +32,36 @@ def new_directory(directory: str | os.PathLike, *, overwrite: bool = False) -> I
         if isinstance(error, OSError):
             raise OSError(f"{final} was not written: {error}") from error
         raise
+
+
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path`, with its ending, to write to; renamed to `path` when the block succeeds, removed
+    when it fails. What stood at `path` stays until then. Leftovers of killed processes are removed.
+
+    Raises:
+        OSError: as the system says it; names `path`.
+    """
+    final = Path(path).absolute()
+    temporary = _temporary(final)
+    try:
+        _remove_leftovers(final)
+        yield temporary
+        os.replace(temporary, final)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} was not written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file that is at every moment the old or the new one, whole.
+
+    Raises:
+        OSError: as the system says it; names the file.
+    """
+    with new_file(path) as temporary:
+        temporary.write_text(text)
 
 
 def refuse_occupied(directory: str | os.PathLike, *, overwrite: bool) -> None:
@@ -46,9 +76,18 @@ def refuse_inputs(directory: str | os.PathLike, inputs: Iterable[str | os.PathLi
     """Raises `FileExistsError` if one of `inputs` is `directory` or lies in it: put in its place, the result would
     delete what it was made of."""
     final = Path(directory).resolve()
-    for one in inputs:
-        if one is not None and Path(one).resolve().is_relative_to(final):
-            raise FileExistsError(f"{final} holds {one}, which is read and would be deleted; choose another place")
+    for source in inputs:
+        if source is not None and Path(source).resolve().is_relative_to(final):
+            raise FileExistsError(f"{final} holds {source}, which is read and would be deleted; choose another place")
+
+
+def _temporary(final: Path) -> Path:
+    """Where this process writes what `final` will be."""
+    return final.with_name(f"{_prefix(final, 'incomplete')}{os.getpid()}{final.suffix}")
+
+
+def _prefix(final: Path, state: str) -> str:
+    return f".{final.name}.{state}.{socket.gethostname()}."
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
@@ -69,15 +108,17 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 def _remove_leftovers(final: Path) -> None:
     for state in ("replaced", "incomplete"):
-        prefix = f".{final.name}.{state}.{socket.gethostname()}."
-        for leftover in (path for path in final.parent.iterdir() if path.name.startswith(prefix)):
-            owner = leftover.name.removeprefix(prefix)
+        prefix = _prefix(final, state)
+        for leftover in [path for path in final.parent.iterdir() if path.name.startswith(prefix)]:
+            owner = leftover.name.removeprefix(prefix).removesuffix(final.suffix)
             if not owner.isdigit() or _alive(int(owner)):
                 continue
             if state == "replaced" and not final.exists():
                 os.rename(leftover, final)  # killed between the two renames of `_put_in_place`
-            else:
+            elif leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -104,18 +145,3 @@ def _sync_directory(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is at every moment the old or the new one, whole.
-
-    Raises:
-        OSError: as the system says it; names the file.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{path} was not written: {error}") from error

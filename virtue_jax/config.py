@@ -113,17 +113,24 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class Compat:
-    """Every behaviour in which the released PyTorch code differs from its paper, by name (guide: reference section 5).
+    """Every behaviour in which the released PyTorch code differs from its paper, by name.
 
     sam_source: "raw" = the image itself, normalised once; "qwen" = Qwen's resized and CLIP-normalised image,
-        normalised again (5.6).
+        normalised again.
     box_frame: "image" = boxes are scaled from image pixels to SAM's frame; "verbatim" = image pixels are handed to
-        SAM as if they were its frame (5.1). Points are scaled in both: the released demo does so.
-    positions: "mrope", "prefix" or "sequential": the rotary scheme (5.3), see `data/encoding/positions.py`.
-    image_markup: what stands for an image in a prompt made from the template (5.3: the released code has no
+        SAM as if they were its frame. Points are scaled in both: the released demo does so.
+    positions: "mrope", "prefix" or "sequential": the rotary scheme, see `data/encoding/positions.py`.
+    image_markup: what stands for an image in a prompt made from the template (the released code has no
         `<|vision_start|>`).
-    prompt_kinds: "all", or "single" = one box or one positive point per example, no mask (5.2).
+    prompt_kinds: "all", or "single" = one box or one positive point per example, no mask.
     coordinates_in_text: whether the template writes the box or point into the text, as the reference's prompts do.
+    box_numbers: how it writes a box: "integral" = whole numbers without a fraction; "python" = as Python prints the
+        list, so that a column of floats gives `[1.0, 2.0, 201.0, 201.99]`.
+    marker_alone: what becomes of a published text's `<|image_1|>` where the side has no image: "drop", or "token" =
+        `<|image_pad|>` as a word of its own, embedded by its row of the table.
+    evaluation_gap: what stands between the image and a query of SCaR-Eval, and not of SCaR-Train.
+    exif_orientation: "apply" = people's own pictures are turned upright, so that boxes are in the pixels that viewers
+        show (`Example.upright`); "ignore" = every picture is read as stored, as the released code does.
     """
 
     sam_source: str = "raw"
@@ -132,12 +139,19 @@ class Compat:
     image_markup: str = "<|vision_start|><|image_pad|><|vision_end|>"
     prompt_kinds: str = "all"
     coordinates_in_text: bool = True
+    box_numbers: str = "integral"
+    marker_alone: str = "drop"
+    evaluation_gap: str = ""
+    exif_orientation: str = "apply"
 
     def __post_init__(self):
         _one_of("sam_source", self.sam_source, ("raw", "qwen"))
         _one_of("box_frame", self.box_frame, ("image", "verbatim"))
         _one_of("positions", self.positions, POSITION_SCHEMES)
         _one_of("prompt_kinds", self.prompt_kinds, ("all", "single"))
+        _one_of("box_numbers", self.box_numbers, ("integral", "python"))
+        _one_of("marker_alone", self.marker_alone, ("drop", "token"))
+        _one_of("exif_orientation", self.exif_orientation, ("apply", "ignore"))
 
     @classmethod
     def paper(cls) -> "Compat":
@@ -153,6 +167,10 @@ class Compat:
             positions="prefix",
             image_markup="<|image_pad|>",
             prompt_kinds="single",
+            box_numbers="python",
+            marker_alone="token",
+            evaluation_gap=" ",
+            exif_orientation="ignore",
         )
 
     @classmethod

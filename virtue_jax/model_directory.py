@@ -1,7 +1,7 @@
 """The model directory: everything an embedder needs, in one folder that either loads whole or not at all.
 
     virtue_config.json    format, version, VirtueConfig, provenance; written last
-    params/               Orbax checkpoint: {dotted path: array}, stacked layers as the model has them
+    params/               `array_store`: {dotted path: array}, stacked layers as the model has them
     tokenizer.json, ...   the tokenizer and processor files
     carried/              files that the model does not use, kept for exact export
 
@@ -12,7 +12,8 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,11 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+from virtue_jax.array_store import LazyArray, load_arrays, read_arrays, stored_arrays, write_arrays
 from virtue_jax.atomic_files import new_directory
 from virtue_jax.config import Numerics, VirtueConfig, from_dict, to_dict
-from virtue_jax.lazy_write import LazyArray, LazyArrayHandler, lazy_registry
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.models.virtue import Virtue
 
@@ -32,10 +32,7 @@ CONFIG_FILE = "virtue_config.json"
 PARAMS = "params"
 CARRIED = "carried"
 FORMAT = "virtue_jax model"
-VERSION = 1
-
-# Largest chunk on disk: what a process must read at least when it wants a slice of an array.
-_CHUNK_BYTES = 1 << 26
+VERSION = 2  # 1: `params` was written by Orbax; it is read alike
 
 
 def save_model(
@@ -72,7 +69,7 @@ def save_model(
         "the parameters given",
     )
     with new_directory(directory, overwrite=overwrite) as folder:
-        _write_params(folder / PARAMS, params, progress)
+        write_arrays(folder / PARAMS, params, progress or (lambda written: None))
         for file in files:
             shutil.copyfile(file, folder / Path(file).name)
         for file in carried:
@@ -83,33 +80,6 @@ def save_model(
             extras(folder)
         head = {"format": FORMAT, "version": VERSION, "config": to_dict(config), "provenance": dict(provenance or {})}
         (folder / CONFIG_FILE).write_text(json.dumps(head, indent=2) + "\n")
-
-
-def _write_params(folder: Path, params: Mapping[str, Any], progress: Callable[[int], None] | None) -> None:
-    tree = {path: LazyArray.of(x) if isinstance(x, np.ndarray) else x for path, x in params.items()}
-    lazy = LazyArrayHandler(progress)
-    # Whoever writes does so alone: the other processes of a run would be waited for.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()} if jax.process_count() > 1 else None,
-        barrier_sync_key_prefix="model",
-    )
-    handler = ocp.PyTreeCheckpointHandler(
-        use_zarr3=True, type_handler_registry=lazy_registry(lazy), multiprocessing_options=alone
-    )
-    # A stacked parameter is written layer by layer, so a chunk must not span layers.
-    save_args = {
-        path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if getattr(x, "step", 0) == 1 else ())
-        for path, x in tree.items()
-    }
-    try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=save_args))
-    except Exception as error:
-        # What went wrong first explains the rest.
-        raise lazy.failure or OSError(f"cannot write {folder}: {_first_line(error)}") from error
-    if lazy.failure is not None:
-        raise lazy.failure
 
 
 def read_head(directory: str | os.PathLike) -> dict:
@@ -128,8 +98,8 @@ def read_head(directory: str | os.PathLike) -> dict:
         form, version = head["format"], head["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error!r}") from error
-    if (form, version) != (FORMAT, VERSION):
-        raise ValueError(f"{file}: {form!r} version {version!r}; this program reads {FORMAT!r} version {VERSION}")
+    if form != FORMAT or version not in (1, VERSION):
+        raise ValueError(f"{file}: {form!r} version {version!r}; this program reads {FORMAT!r} up to version {VERSION}")
     return head
 
 
@@ -144,12 +114,8 @@ def stored_parameters(directory: str | os.PathLike) -> dict[str, jax.ShapeDtypeS
     Raises:
         FileNotFoundError: no parameters there. ValueError: they are damaged.
     """
-    folder = _params_folder(directory)
-    try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-        return {path: jax.ShapeDtypeStruct(tuple(meta.shape), meta.dtype) for path, meta in tree.items()}
-    except Exception as error:  # Orbax and tensorstore raise many types for damaged files
-        raise ValueError(f"{folder} is damaged: {_first_line(error)}") from error
+    with _readable(directory) as folder:
+        return stored_arrays(folder)
 
 
 def load_parameters(
@@ -164,18 +130,13 @@ def load_parameters(
     Raises:
         FileNotFoundError: no parameters there. ValueError: paths or shapes that do not fit, all named; damage.
     """
-    folder = _params_folder(directory)
     stored = {path: x.shape for path, x in stored_parameters(directory).items()}
     chosen = {path: shape for path, shape in stored.items() if path in wanted or not partial}
-    _refuse_misfit(chosen, {path: tuple(x.shape) for path, x in wanted.items()}, str(folder))
+    _refuse_misfit(chosen, {path: tuple(x.shape) for path, x in wanted.items()}, f"{directory}: the parameters stored")
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restore_args = {
-        path: ocp.ArrayRestoreArgs(
-            restore_type=jax.Array, dtype=x.dtype, sharding=x.sharding or here, global_shape=tuple(x.shape)
-        )
-        for path, x in wanted.items()
-    }
-    return _restore(folder, dict(wanted), restore_args)
+    placed = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here) for path, x in wanted.items()}
+    with _readable(directory) as folder:
+        return load_arrays(folder, placed)
 
 
 def read_parameters(directory: str | os.PathLike, paths: Iterable[str]) -> dict[str, np.ndarray]:
@@ -184,8 +145,8 @@ def read_parameters(directory: str | os.PathLike, paths: Iterable[str]) -> dict[
     Raises:
         FileNotFoundError: no parameters there. ValueError: damaged, or a path that is not there.
     """
-    args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
-    return _restore(_params_folder(directory), dict.fromkeys(args, 0), args)
+    with _readable(directory) as folder:
+        return read_arrays(folder, paths)
 
 
 def load_model(
@@ -239,21 +200,17 @@ def parameter_shapes(config: VirtueConfig) -> dict[str, tuple[int, ...]]:
     return {path: tuple(x.shape) for path, x in abstract_parameters(config).items()}
 
 
-def _params_folder(directory: str | os.PathLike) -> Path:
+@contextmanager
+def _readable(directory: str | os.PathLike) -> Iterator[Path]:
+    """The folder of the parameters, for a block that reads them; what goes wrong there is damage."""
     read_head(directory)
     folder = Path(directory).absolute() / PARAMS
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: the model directory is not whole")
-    return folder
-
-
-def _restore(folder: Path, item: dict, restore_args: dict) -> dict:
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-            return checkpointer.restore(folder, args=args)
-    except Exception as error:
-        raise ValueError(f"{folder} is damaged or unreadable: {_first_line(error)}") from error
+        yield folder
+    except Exception as error:  # tensorstore raises several types for damaged files
+        raise ValueError(f"{folder} is damaged: {_first_line(error)}") from error
 
 
 def _refuse_misfit(have: Mapping[str, tuple], want: Mapping[str, tuple], where: str) -> None:

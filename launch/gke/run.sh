@@ -78,7 +78,9 @@ list() {
 fill() { text=${text//"\${$1}"/"$2"}; }
 
 rendered() {
-    local text arguments_list
+    local text arguments_list final
+    # The command was refused, or nothing was run: 126 and 127 are the shell's.
+    final="$(exit_status FAILED), $(exit_status REFUSED), 126, 127"
     arguments_list=$(list "$target" "${arguments[@]}")
     text=$(< "$here/$template")
     fill NAME "$name"
@@ -91,6 +93,7 @@ rendered() {
     fill CHIPS_PER_HOST "$chips_per_host"
     fill CLAIM "$claim"
     fill ARGUMENTS "$arguments_list"
+    fill FINAL "$final"
     printf '%s\n' "$text"
 }
 

@@ -49,7 +49,8 @@ tpu_kind "$tpu"
 shared_run "${arguments[@]}"
 over_slices
 # By itself XPK starts again after 42 and 127 to 255.
+again=$(exit_status ANOTHER_ENDED),$(exit_status HUNG),$(exit_status SAVED)
 carry_out xpk workload create "--workload=$name" "--cluster=$cluster" "--tpu-type=$(device)" "--num-slices=$slices" \
-    "--docker-image=$image" "--max-restarts=$retries" --restart-on-exit-codes=69,70,75 \
+    "--docker-image=$image" "--max-restarts=$retries" "--restart-on-exit-codes=$again" \
     --termination-grace-period-seconds=120 "${options[@]}" \
     "--command=$(shown bash /virtue_jax/launch/train.sh "$chip" "${arguments[@]}")"

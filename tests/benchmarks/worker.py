@@ -56,10 +56,10 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Of every program: the same number of threads, no GPU, no network."""
+def environment(threads: int, root: Path = ROOT) -> dict[str, str]:
+    """Of every program: the same number of threads, no GPU, no network; modules of the checkout `root`."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(root), str(root / "tests")])
     # No OMP_WAIT_POLICY: PASSIVE makes PyTorch's step 1.6 times as long, and its threads sleep between turns anyway.
     quiet = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     return os.environ | limits | quiet | {"PYTHONPATH": paths}
@@ -74,11 +74,12 @@ def _keep_to(threads: int) -> None:
 class Worker:
     """The other end: starts `python -m module arguments` and, once that is ready (`wait`), tells it what to do."""
 
-    def __init__(self, name: str, module: str, arguments: list, log: Path, threads: int):
+    def __init__(self, name: str, module: str, arguments: list, log: Path, threads: int, root: Path = ROOT):
         self.name, self.log = name, log
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, arguments)],
-            env=environment(threads),
+            env=environment(threads, root),
+            cwd=root,
             preexec_fn=functools.partial(_keep_to, threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

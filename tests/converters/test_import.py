@@ -15,6 +15,7 @@ from converters.errors import CheckpointError
 from converters.importing import open_request, run
 from converters.plan import read_state
 from virtue_jax.config import AdapterConfig, Compat, Numerics
+from virtue_jax.exit_status import REFUSED
 from virtue_jax.model_directory import load_config, load_model, read_head, stored_parameters
 from virtue_jax.models.parameters import parameters
 
@@ -233,7 +234,7 @@ def test_an_untied_head_is_carried(request_for, tiny, tmp_path):
 def test_requests_that_contradict_each_other_are_refused(tiny, tmp_path, capfd):
     sam = ["--sam2", str(tiny / "sam2_tiny.pt"), "--out", str(tmp_path / "out")]
     argv = ["import", "--virtue", str(tiny / "virtue_hf"), "--adapter", str(tiny / "adapter"), *sam]
-    assert main(argv) == 1
+    assert main(argv) == REFUSED
     assert "--adapter goes with --vlm" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         main(["import", "--virtue", "x", "--vlm", "y", *sam])

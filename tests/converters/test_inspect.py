@@ -9,6 +9,7 @@ from converters.errors import CheckpointError
 from converters.exporting import ExportRequest
 from converters.exporting import run as export
 from converters.inspecting import inspect
+from virtue_jax.exit_status import REFUSED
 
 
 @pytest.mark.parametrize(
@@ -73,5 +74,5 @@ def test_what_is_no_checkpoint_is_said(tmp_path, capsys):
     for path in (tmp_path / "notes.txt", tmp_path / "absent", tmp_path):
         with pytest.raises(CheckpointError, match=str(path.name)):
             inspect(path)
-    assert main(["inspect", str(tmp_path / "absent")]) == 1
+    assert main(["inspect", str(tmp_path / "absent")]) == REFUSED
     assert "no such file or directory" in capsys.readouterr().err

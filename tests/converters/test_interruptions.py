@@ -12,6 +12,7 @@ import pytest
 
 from converters.importing import run
 from virtue_jax.config import Numerics
+from virtue_jax.exit_status import REFUSED
 from virtue_jax.model_directory import load_config, load_model, read_head
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def test_a_full_disk_leaves_nothing_new_and_the_previous_model_intact(request_fo
     argv = command(request, "--overwrite", "--seed", "5")
     argv[1:3] = ["-c", f"{limit}; runpy.run_module('converters', run_name='__main__', alter_sys=True)"]
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == REFUSED
     assert f"{request.out} was not written" in done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
@@ -72,7 +73,7 @@ def wait_for_partial(parent: Path, process: subprocess.Popen) -> Path:
     """The unfinished directory, as soon as parameters are being written into it."""
     for _ in range(6000):
         for path in parent.glob(".model.incomplete.*"):
-            if any(path.rglob("ocdbt.process_0")):
+            if any(path.rglob("manifest.ocdbt")):
                 return path
         assert process.poll() is None, "the import ended before it could be killed"
         time.sleep(0.01)

@@ -48,7 +48,10 @@ def fails(capsys):
             main([command, *map(str, arguments)])
         assert ended.value.code == 2
         said, hint = capsys.readouterr().err.strip().rsplit("\n", 1)
-        assert hint == f"(`virtue --traceback {command} ...` shows where)"
+        assert hint in (
+            f"(`virtue --traceback {command} ...` shows where)",
+            f"(`virtue {command} --help` tells what each is)",
+        )
         assert said.startswith(f"virtue {command}: ") and "Traceback" not in said
         return said.removeprefix(f"virtue {command}: ")
 

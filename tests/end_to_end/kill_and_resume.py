@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from virtue_jax.exit_status import SAVED
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SAVED = 75
 KINDS = ("start-up", "steps", "save")
 PATIENCE = 600.0  # seconds that one start may take
 

@@ -14,9 +14,8 @@ FILE = "consumed-{}.jsonl"
 def main(argv: list[str]) -> None:
     import jax
 
-    import virtue_jax.cli.train as command
+    import virtue_jax.train.loop as loop
     from virtue_jax.cli.main import main as virtue
-    from virtue_jax.train.loop import train
 
     workdir = Path(argv[argv.index("--workdir") + 1])
 
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> None:
         with (workdir / FILE.format(jax.process_index())).open("a") as file:
             file.write(json.dumps({"step": step, "origins": batch.report.origins}) + "\n")
 
-    command.train = functools.partial(train, seen=record)
+    loop.train = functools.partial(loop.train, seen=record)
     virtue(["train", *argv])
 
 

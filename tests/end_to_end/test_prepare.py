@@ -59,7 +59,8 @@ def test_the_command_tells_how_to_train_on_it(scenes, out, tmp_path, capsys, fai
     )
     assert "--overwrite" in fails("prepare", *command, out)
     main(["prepare", *command, str(out), "--overwrite"])
-    assert fails("prepare", *tiny_run.COMMAND).startswith("usage: virtue prepare --config")
+    told = fails("prepare", *tiny_run.COMMAND)
+    assert told.startswith("the following arguments are required: --out\nusage: virtue prepare --config")
 
 
 def test_a_failed_preparation_leaves_nothing(scenes, tmp_path, fails):

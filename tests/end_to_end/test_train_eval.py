@@ -18,7 +18,7 @@ from virtue_jax.cli.main import main
 from virtue_jax.config import Numerics
 from virtue_jax.data.formats.scar import ScarEvaluation
 from virtue_jax.embedding.embedder import Embedder
-from virtue_jax.eval.scar import MODES
+from virtue_jax.eval.tasks.scar import Scar
 from virtue_jax.model_directory import load_config, load_model
 from virtue_jax.models.parameters import parameters
 
@@ -119,8 +119,8 @@ def test_eval_writes_table_report_and_plot(trained, scenes, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "true prompt" in printed and str(tmp_path / "scar.png") in printed
     report = json.loads((tmp_path / "scar.json").read_text())
-    assert list(report["results"]) == list(MODES)
-    for mode in MODES:
+    assert list(report["results"]) == list(Scar.MODES)
+    for mode in Scar.MODES:
         result = report["results"][mode]
         assert result["questions"] == len(ScarEvaluation(scenes))
         assert 0 <= result["hit@1"] <= 1

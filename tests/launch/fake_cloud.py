@@ -137,7 +137,9 @@ def git(arguments: list[str]) -> int:
     """Of the work tree, committed or not, what a launcher's test needs."""
     if "archive" in arguments:
         out = next(a for a in arguments if a.startswith("--output=")).removeprefix("--output=")
-        return subprocess.run(["tar", "-czf", out, "-C", str(TREE), "launch"], check=False).returncode
+        return subprocess.run(
+            ["tar", "-czf", out, "-C", str(TREE), "launch", "virtue_jax/exit_status.py"], check=False
+        ).returncode
     return 0
 
 

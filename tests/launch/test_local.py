@@ -136,5 +136,7 @@ def test_the_launcher_needs_the_standard_library_only():
     tree = ast.parse(SCRIPT.read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in names - {"virtue_jax.exit_status"}} <= set(sys.stdlib_module_names)
+    bare = [sys.executable, "-I", "-S", SCRIPT, "--help"]  # without any package
+    assert subprocess.run(bare, capture_output=True).returncode == 0
     assert os.access(SCRIPT, os.X_OK)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import local
+from virtue_jax import exit_status
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for end in ("*.sh", "*.sbatch") for path in LAUNCH.rglob(end))
@@ -54,6 +55,15 @@ def test_help_says_what_a_script_takes(cloud, script):
     labels = re.findall(r"^ +(--[a-z|* -]+=?\*?)\) ", (LAUNCH / script).read_text(), re.MULTILINE)
     options = {option.rstrip("=*") for label in labels for option in label.split(" | ")}
     assert options - {"--", ""} and all(option in said for option in options)
+
+
+def test_the_shell_reads_the_exit_statuses_of_the_package():
+    for name, number in exit_status.statuses().items():
+        assert in_bash("exit_status", name) == f"{number}\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        in_bash("exit_status", "UNKNOWN")
+    printed = subprocess.run([sys.executable, "-m", "virtue_jax.exit_status"], capture_output=True, text=True).stdout
+    assert dict(line.split("=") for line in printed.split()) == {k: str(v) for k, v in exit_status.statuses().items()}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 69, 70, 75, 126, 127, 134, 137, 143])

@@ -21,6 +21,7 @@ import survival_run
 from launch import local
 from virtue_jax.config import from_dict
 from virtue_jax.data.sources.open_data import open_sources
+from virtue_jax.exit_status import SAVED
 from virtue_jax.model_directory import parameter_shapes, save_model
 from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.weights import starting_model
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.slow
 STEPS, STOPPED_AFTER, PATIENCE = 8, 3, 600
 # What is compared is the program, not its speed.
 IN_A_HURRY = "--xla_backend_optimization_level=0"
-SAVED = 75
 LOGGED = [1, 3, 6, STEPS]
 
 

@@ -45,14 +45,16 @@ def calibrated(terms: Mapping[str, float], factors: Factors) -> float:
 
 
 def load(path: str | Path) -> Factors:
-    """Raises:
-    ValueError: no calibration, or one that makes no sense.
-    OSError: the file cannot be read.
+    """Reads the factors that `virtue scale --calibrate` has written.
+
+    Raises:
+        ValueError: no calibration, or one that makes no sense.
+        OSError: the file cannot be read.
     """
     try:
         values = json.loads(Path(path).read_text())
-        found = Factors(**values["factors"], chips=tuple(values["chips"]))
-        numbers = {name: float(value) for name, value in asdict(found).items() if name != "chips"}
+        loaded = Factors(**values["factors"], chips=tuple(values["chips"]))
+        numbers = {name: float(value) for name, value in asdict(loaded).items() if name != "chips"}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected what `virtue scale --calibrate` writes: {type(error).__name__}: {error}"
@@ -63,4 +65,4 @@ def load(path: str | Path) -> Factors:
             f"{path}: format {values.get('format')!r}, factors {numbers}: expected format {FORMAT}, "
             "finite factors of at least 0, not all 0"
         )
-    return found
+    return loaded

@@ -13,7 +13,10 @@ from virtue_jax.train.step.program_memory import ProgramMemory, program_memory
 from virtue_jax.train.step.programs import trace_stages
 from virtue_jax.train.step.setup import TrainSetup
 
-LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
+# The same effort by its older name, a number, and by its newer one; no version of jax takes both from a compilation.
+LOW_EFFORT = {"optimization_level": "O0"}
+if jax.__version_info__ < (0, 11, 1):
+    LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
 AT_ONCE = 2  # compilers of two stages side by side; each takes up to 5 GB of this machine's memory at full size
 
 
@@ -51,7 +54,7 @@ def compile_step(run: TrainSetup, flags: Sequence[Flag] = (), *, low_effort: boo
     options = {flag.name: flag.value for flag in flags} | (LOW_EFFORT if low_effort else {})
     traced = trace_stages(run)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        compiled = pool.map(lambda one: _compile(one, options), traced.values())
+        compiled = pool.map(lambda stage: _compile(stage, options), traced.values())
         stages = dict(zip(traced, compiled, strict=True))
     return CompiledStep(stages, _resident(run), traced)
 

@@ -23,18 +23,18 @@ def largest_arrays(run: TrainSetup, traced: Mapping[str, jax.stages.Traced], cou
 
     Intermediate arrays are those of one device of the data axis, before the compiler splits them over fsdp and tensor.
     """
-    given = {"parameter": {**run.frozen, **run.state.trainable}}
-    found = {
+    named = {"parameter": {**run.frozen, **run.state.trainable}}
+    largest = {
         (what, path): LargeArray(_shard_bytes(x), f"{what} {x.dtype}{list(x.shape)}", path)
-        for what, arrays in given.items()
+        for what, arrays in named.items()
         for path, x in arrays.items()
     }
     for stage, program in traced.items():
         for array in _made(program.jaxpr.jaxpr, stage):
-            known = found.get((array.what, array.source))
+            known = largest.get((array.what, array.source))
             if known is None or known.bytes < array.bytes:
-                found[array.what, array.source] = array
-    return sorted(found.values(), key=lambda array: -array.bytes)[:count]
+                largest[array.what, array.source] = array
+    return sorted(largest.values(), key=lambda array: -array.bytes)[:count]
 
 
 def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
@@ -62,7 +62,7 @@ def _line(equation) -> str:
     """The innermost line of this project that made an operation."""
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback else ():
-        _, found, place = frame.file_name.rpartition("virtue_jax/")
-        if found:
+        _, package, place = frame.file_name.rpartition("virtue_jax/")
+        if package:
             return f"virtue_jax/{place}:{frame.line_num}"
     return str(equation.source_info.name_stack)

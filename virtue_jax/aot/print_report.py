@@ -14,8 +14,8 @@ def print_report(report: dict, console: Console) -> None:
     console.print(f"{report['chips']} {report['chip']} chips, mesh {mesh}; batch {report['batch']}{pairs}")
     _print_memory(report, console)
     if report["prediction"] is None:
-        for stage, said in report["failures"].items():
-            console.print(f"{stage}: the compiler: {said}")
+        for stage, message in report["failures"].items():
+            console.print(f"{stage}: the compiler: {message}")
     else:
         _print_flops(report, console)
         _print_collectives(report, console)
@@ -49,9 +49,9 @@ def _print_memory(report: dict, console: Console) -> None:
 def _print_flops(report: dict, console: Console) -> None:
     flops, chips = report["flops"], report["chips"]
     named = ("useful", "capacity", "executed", "compiled")
-    told = ", ".join(f"{name} {flops[name] / chips / 1e12:.1f}" for name in named if flops[name])
+    counts = ", ".join(f"{name} {flops[name] / chips / 1e12:.1f}" for name in named if flops[name])
     console.print(
-        f"TFLOP a step and chip: {told} (useful: real tokens; capacity: full rows; executed: by the cost model; "
+        f"TFLOP a step and chip: {counts} (useful: real tokens; capacity: full rows; executed: by the cost model; "
         f"compiled: counted in the program); wasted {report['waste']:.0%}"
     )
 
@@ -85,7 +85,9 @@ def _print_time(report: dict, console: Console) -> None:
     console.print(f"roofline, seconds a step: {terms}")
     table = Table("predicted by", "seconds", "MFU", "pairs/s")
     accounts = {**report["prediction"], "calibrated": report["calibrated"]}
-    for name, found in accounts.items():
-        if found:
-            table.add_row(name, f"{found['seconds']:.3f}", f"{found['mfu']:.3f}", f"{found['pairs_per_second']:.0f}")
+    for name, account in accounts.items():
+        if account:
+            table.add_row(
+                name, f"{account['seconds']:.3f}", f"{account['mfu']:.3f}", f"{account['pairs_per_second']:.0f}"
+            )
     console.print(table)

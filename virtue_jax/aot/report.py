@@ -49,7 +49,7 @@ def step_report(request: Request, inputs: Mapping, say=lambda line: None) -> dic
     config = _with_memory(config, chip)
     config, run = fitted_setup(config, request.virtue, mesh, say)
     step = compile_step(run, FLAGS[chip.name], low_effort=request.low_effort)
-    found = published_work(config, request.virtue)
+    useful = published_work(config, request.virtue)
     return {
         "format": FORMAT,
         "inputs": dict(inputs),
@@ -58,14 +58,14 @@ def step_report(request: Request, inputs: Mapping, say=lambda line: None) -> dic
         "chips": mesh.devices.size // chip.devices_per_chip,
         "mesh": {**mesh.shape, "slices": config.mesh.slices},
         "batch": config.batch_size,
-        "pairs": found[0] if found else None,
+        "pairs": useful[0] if useful else None,
         "numerics": asdict(config.numerics),
         "rows": {
             name: {"rows": group.rows, "micro_batches": group.micro_batches, **asdict(group.shape)}
             for name, group in config.data.rows.items()
         },
         **_memory(step, run, chip),
-        **_costs(step, run, config, request, chip, found),
+        **_costs(step, run, config, request, chip, useful),
         "compile_seconds": {name: round(stage.seconds, 1) for name, stage in step.stages.items()},
     }
 
@@ -83,13 +83,13 @@ def _with_memory(config: TrainConfig, chip: Chip) -> TrainConfig:
 
 
 def _memory(step: CompiledStep, run: TrainSetup, chip: Chip) -> dict:
-    made = {
+    outputs = {
         "towers": 0,
         "gradients": step.stages["towers"].memory.outputs,
         "update": step.stages["gradients"].memory.outputs,
     }
     whole = sum(step.resident.values())
-    stages = {name: _stage_memory(stage, whole, made[name]) for name, stage in step.stages.items()}
+    stages = {name: _stage_memory(stage, whole, outputs[name]) for name, stage in step.stages.items()}
     failed = {name: stage.failure for name, stage in step.stages.items() if stage.failure}
     peak = max(stage["peak"] for stage in stages.values())
     return {
@@ -112,8 +112,8 @@ def _stage_memory(stage: CompiledStage, resident: int, made_before: int) -> dict
     return asdict(stage.memory) | {"peak": stage.memory.peak + beside}
 
 
-def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Request, chip: Chip, found) -> dict:
-    flops = _flops(run, config, request.virtue, found)
+def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Request, chip: Chip, useful) -> dict:
+    flops = _flops(run, config, request.virtue, useful)
     programs = {name: stage.program for name, stage in step.stages.items()}
     if any(program is None for program in programs.values()):
         unknown = ("waste", "collectives", "kernels", "terms", "slowest", "prediction")
@@ -123,7 +123,7 @@ def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Re
     devices = run.mesh.devices.size
     flops["compiled"] = terms.flops * devices
     needed = flops["useful"] or flops["capacity"]
-    pairs = found[0] if found else config.batch_size
+    pairs = useful[0] if useful else config.batch_size
     named = {name: getattr(terms, name) for name in ("matrix", "attention", "memory", "communication", "dcn")}
 
     def prediction(seconds: float) -> dict:
@@ -149,12 +149,12 @@ def _costs(step: CompiledStep, run: TrainSetup, config: TrainConfig, request: Re
     }
 
 
-def _flops(run: TrainSetup, config: TrainConfig, virtue: VirtueConfig, found) -> dict[str, float | None]:
+def _flops(run: TrainSetup, config: TrainConfig, virtue: VirtueConfig, useful) -> dict[str, float | None]:
     """Of a step, over all devices; `compiled` is left open."""
     trainable, groups = set(run.state.trainable), config.data.rows.values()
     room = sum((capacity(group) for group in groups), Work())
     return {
-        "useful": useful_flops(virtue, found[1], trainable).total if found else None,
+        "useful": useful_flops(virtue, useful[1], trainable).total if useful else None,
         "capacity": useful_flops(virtue, room, trainable).total,
         "executed": executed_flops(virtue, groups, config.numerics, trainable).total,
         "compiled": None,
@@ -165,11 +165,18 @@ def _collectives(costs: Mapping[str, ProgramCost]) -> list[dict]:
     """One line for each kind, place, axes and purpose, the largest first."""
     lines: dict[tuple, dict] = {}
     for stage, cost in costs.items():
-        for one in cost.collectives:
-            key = (stage, one.kind, one.axes, one.network, one.asynchronous, one.what)
+        for collective in cost.collectives:
+            key = (
+                stage,
+                collective.kind,
+                collective.axes,
+                collective.network,
+                collective.asynchronous,
+                collective.what,
+            )
             line = lines.setdefault(key, {"count": 0.0, "bytes": 0.0, "seconds": 0.0})
             for name in line:
-                line[name] += getattr(one, name)
+                line[name] += getattr(collective, name)
     names = ("stage", "kind", "axis", "network", "asynchronous", "what")
-    found = [dict(zip(names, key, strict=True)) | line for key, line in lines.items()]
-    return sorted(found, key=lambda line: -line["bytes"])
+    table = [dict(zip(names, key, strict=True)) | line for key, line in lines.items()]
+    return sorted(table, key=lambda line: -line["bytes"])

@@ -84,8 +84,10 @@ class Cost:
 
 
 def costs(program: Program, chip: Chip) -> Iterator[Cost]:
-    """Raises:
-    ValueError: a loop whose trips cannot be read, a kernel that is not known.
+    """What every instruction of one run costs on a chip, but for those that exchange or move data ahead.
+
+    Raises:
+        ValueError: a loop whose trips cannot be read, a kernel that is not known.
     """
     for instruction, computation, times in program.executed():
         if instruction.opcode in _AHEAD or instruction.opcode.removesuffix("-start").removesuffix("-done") in KINDS:
@@ -105,22 +107,24 @@ def costs(program: Program, chip: Chip) -> Iterator[Cost]:
 
 
 def program_cost(program: Program, mesh: Mesh, chip: Chip) -> ProgramCost:
-    """Raises:
-    ValueError: a loop whose trips cannot be read, a kernel that is not known.
+    """The seconds of one run of a program compiled for `mesh`, with its exchange and its kernels.
+
+    Raises:
+        ValueError: a loop whose trips cannot be read, a kernel that is not known.
     """
-    found = list(costs(program, chip))
+    instruction_costs = list(costs(program, chip))
     collectives = find_collectives(program, mesh, chip)
-    waits = [one for one in collectives if one.network != DCN and not one.asynchronous]
+    waits = [collective for collective in collectives if collective.network != DCN and not collective.asynchronous]
     return ProgramCost(
         Terms(
-            matrix=sum(cost.compute for cost in found if not cost.kernel),
-            attention=sum(cost.compute for cost in found if cost.kernel),
-            memory=sum(cost.memory for cost in found),
-            communication=sum(one.seconds for one in waits),
-            dcn=sum(one.seconds for one in collectives if one.network == DCN),
-            cycles=sum(cost.cycles for cost in found),
-            flops=sum(cost.flops for cost in found),
+            matrix=sum(cost.compute for cost in instruction_costs if not cost.kernel),
+            attention=sum(cost.compute for cost in instruction_costs if cost.kernel),
+            memory=sum(cost.memory for cost in instruction_costs),
+            communication=sum(collective.seconds for collective in waits),
+            dcn=sum(collective.seconds for collective in collectives if collective.network == DCN),
+            cycles=sum(cost.cycles for cost in instruction_costs),
+            flops=sum(cost.flops for cost in instruction_costs),
         ),
         collectives,
-        [cost.kernel for cost in found if cost.kernel],
+        [cost.kernel for cost in instruction_costs if cost.kernel],
     )

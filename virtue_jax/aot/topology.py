@@ -41,6 +41,6 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # libtpu says what it does not like in errors of several kinds
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"topology {topology!r} x {slices}: the TPU compiler does not know it: {said}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"topology {topology!r} x {slices}: the TPU compiler does not know it: {reason}") from error
     return described.devices

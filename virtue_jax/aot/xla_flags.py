@@ -12,7 +12,7 @@ class Flag:
     reason: str
 
 
-# Names as in MaxText's published launch settings; effects as the compiler's output for our skeleton shows them.
+# Names as in MaxText's published launch settings; effects as the compiled steps of this package show them.
 _ASYNC_GATHERS = (
     Flag(
         "xla_enable_async_all_gather",

@@ -1,35 +1,34 @@
-"""`virtue flags TARGET [--explain]`: the compiler flags for a kind of chip, as a launcher sets them."""
+"""Print the compiler flags for a kind of chip, as one line for the environment of `virtue train`:
 
-from rich.console import Console
-from rich.table import Table
+export LIBTPU_INIT_ARGS="$(virtue flags v6e)"     TPUs; an empty line where libtpu's own choices are kept
+export XLA_FLAGS="$(virtue flags gpu)"            GPUs
+"""
+
+import argparse
 
 from virtue_jax.aot.xla_flags import FLAGS, as_arguments, flags_for, variable_for
 
-USAGE = "virtue flags TARGET [--explain]"
-HELP = f"""usage: {USAGE}
-TARGET is one of {", ".join(FLAGS)}. Prints one line for the environment of `virtue train`:
-  export LIBTPU_INIT_ARGS="$(virtue flags v6e)"     TPUs; an empty line where libtpu's own choices are kept
-  export XLA_FLAGS="$(virtue flags gpu)"            GPUs
---explain: a table with the reason of each instead."""
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET", help=f"one of {', '.join(FLAGS)}")
+    parser.add_argument("--explain", action="store_true", help="a table with the reason of each instead")
 
 
-def run(argv: list[str]) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prints them.
 
     Raises:
-        ValueError: no such target, or other arguments.
+        ValueError: no such target.
     """
-    if "--help" in argv or "-h" in argv:
-        print(HELP)
-        return
-    targets = [argument for argument in argv if argument != "--explain"]
-    if len(targets) != 1 or targets[0].startswith("-"):
-        raise ValueError(f"usage: {USAGE}")
-    flags = flags_for(targets[0])
-    if "--explain" not in argv:
+    from rich.table import Table
+
+    from virtue_jax.console import console
+
+    flags = flags_for(args.target)
+    if not args.explain:
         print(as_arguments(flags))
         return
-    table = Table("flag", "value", "reason", title=f"{targets[0]}: {variable_for(targets[0])}")
+    table = Table("flag", "value", "reason", title=f"{args.target}: {variable_for(args.target)}")
     for flag in flags:
         table.add_row(flag.name, flag.value, flag.reason)
-    Console().print(table)
+    console().print(table)

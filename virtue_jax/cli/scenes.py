@@ -1,4 +1,4 @@
-"""`virtue scenes --out DIR [--train N] [--eval N] [...]`"""
+"""Make data like SCaR's, no download needed: images, a parquet file to train on and one to evaluate on."""
 
 import argparse
 
@@ -7,9 +7,24 @@ from virtue_jax.data.scenes import Vocabulary, write_scenes
 from virtue_jax.data.scenes.vocabulary import COLOURS, KINDS, SCENES, TEXTURES
 
 
-def run(argv: list[str]) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR")
+    add("--train", type=int, default=2000, metavar="N", help="training images (one row per object; 2000)")
+    add("--eval", type=int, default=200, metavar="N", help="evaluation images (200)")
+    add("--seed", type=int, default=0)
+    add("--format", choices=("png", "jpg"), default="png")
+    pair = {"type": int, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    add("--width", default=(640, 640), help="pixels, a range (640 640)", **pair)
+    add("--height", default=(480, 480), help="pixels, a range (480 480)", **pair)
+    add("--objects", default=(3, 6), help="per image, a range (3 6)", **pair)
+    for name, table in (("kinds", KINDS), ("colours", COLOURS), ("textures", TEXTURES), ("backgrounds", SCENES)):
+        add(f"--{name}", type=int, default=len(table), metavar="N", help=f"how many {name} (all {len(table)})")
+    add("--frame-relations", action="store_true", help="relations to the frame alone, not to objects")
+
+
+def run(args: argparse.Namespace) -> None:
     """Makes the images and both parquet files; prints how many rows each has."""
-    args = _parser().parse_args(argv)
     words = Vocabulary(
         kinds=KINDS[: args.kinds],
         colours=tuple(COLOURS)[: args.colours],
@@ -28,25 +43,6 @@ def run(argv: list[str]) -> None:
             objects=tuple(args.objects),
             vocabulary=words,
             image_format=args.format,
-            progress=lambda made, _: done(made),
+            progress=lambda finished, _: done(finished),
         )
     print(f"{args.out}: {rows['train']} training rows, {rows['eval']} evaluation rows")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="virtue scenes", description="Make SCaR-like data: images and parquet.")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--train", type=int, default=2000, help="training images (one row per object)")
-    parser.add_argument("--eval", type=int, default=200, help="evaluation images")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", choices=("png", "jpg"), default="png")
-    pair = {"type": int, "nargs": 2, "metavar": ("LOW", "HIGH")}
-    parser.add_argument("--width", default=(640, 640), help="pixels, a range (default 640 640)", **pair)
-    parser.add_argument("--height", default=(480, 480), help="pixels, a range (default 480 480)", **pair)
-    parser.add_argument("--objects", default=(3, 6), help="per image, a range (default 3 6)", **pair)
-    for name, table in (("kinds", KINDS), ("colours", COLOURS), ("textures", TEXTURES), ("backgrounds", SCENES)):
-        parser.add_argument(
-            f"--{name}", type=int, default=len(table), help=f"how many {name} (default all {len(table)})"
-        )
-    parser.add_argument("--frame-relations", action="store_true", help="relations to the frame alone, not to objects")
-    return parser

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from virtue_jax.data.example import InvalidExample
+
 FIXED = 256  # fixed-point units per pixel of `fill_polygons`
+_FARTHEST = 1_000_000  # pixels that a vertex may be away; further ones would leave the 64 bits of `fill_polygons`
+_LARGEST_SHIFT = 40  # bits of a compressed run length; a larger one is damage
 
 
 def fill_polygons(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -50,49 +54,74 @@ def decode_segmentation(value, height: int, width: int) -> np.ndarray:
     [x1, y1, x2, y2, ...] in pixels (their union; a pixel belongs to it if its centre does).
 
     Raises:
-        ValueError: another form, another size than the image's, runs that do not add up, too short a polygon.
+        InvalidExample: another form, another size than the image's, runs that do not add up, too short a polygon, and
+            whatever else is no segmentation.
     """
-    if isinstance(value, dict):
-        return _decode_rle(value, height, width)
-    if isinstance(value, list | tuple | np.ndarray) and len(value):
-        polygons = [value] if np.isscalar(value[0]) else value
-        mask = np.zeros((height, width), bool)
-        for polygon in polygons:
-            mask |= _polygon_mask(polygon, height, width)
-        return mask
-    raise ValueError(f"segmentation of type {type(value).__name__}: expected COCO run lengths or a list of polygons")
+    try:
+        if isinstance(value, dict):
+            return _decode_rle(value, height, width)
+        if isinstance(value, list | tuple | np.ndarray) and len(value):
+            polygons = [value] if np.isscalar(value[0]) else value
+            mask = np.zeros((height, width), bool)
+            for polygon in polygons:
+                mask |= _polygon_mask(polygon, height, width)
+            return mask
+    except InvalidExample:
+        raise
+    except Exception as error:  # numbers may be anything that JSON or a table can hold
+        raise InvalidExample(
+            f"segmentation holds no whole numbers, or not where they belong ({error}); write COCO's run lengths or "
+            "polygons"
+        ) from error
+    raise InvalidExample(
+        f"segmentation of type {type(value).__name__}: expected COCO run lengths or a list of polygons"
+    )
 
 
 def _polygon_mask(polygon, height: int, width: int) -> np.ndarray:
     flat = np.asarray(polygon, np.float64)
-    if flat.ndim != 1 or flat.size < 6 or flat.size % 2 or not np.isfinite(flat).all():
-        raise ValueError("segmentation polygon: expected [x1, y1, x2, y2, x3, y3, ...], at least three finite points")
+    if flat.ndim != 1 or flat.size < 6 or flat.size % 2 or not (np.abs(flat) <= _FARTHEST).all():
+        raise InvalidExample(
+            "segmentation polygon: expected [x1, y1, x2, y2, x3, y3, ...], at least three finite points in pixels"
+        )
     return fill_polygons([np.rint(flat.reshape(-1, 2) * FIXED).astype(np.int64)], height, width)
 
 
 def _decode_rle(value: dict, height: int, width: int) -> np.ndarray:
     size, counts = value.get("size"), value.get("counts")
     if size is None or counts is None:
-        raise ValueError(f"segmentation with keys {sorted(value)}: expected 'size' and 'counts'")
+        raise InvalidExample(f"segmentation with keys {sorted(map(str, value))}: expected 'size' and 'counts'")
     if list(size) != [height, width]:
-        raise ValueError(f"segmentation size {list(size)}: the image is [{height}, {width}] (height, width)")
+        raise InvalidExample(f"segmentation size {list(size)}: the image is [{height}, {width}] (height, width)")
     if isinstance(counts, str | bytes):
         counts = decompress_counts(counts)
-    counts = np.asarray(counts, np.int64)
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
-        raise ValueError(f"segmentation run lengths: expected {height * width} pixels in all, got {counts.sum()}")
+    lengths = np.asarray(counts)
+    counts = np.array(counts, np.int64)
+    if counts.ndim != 1 or not np.array_equal(lengths, counts):
+        raise InvalidExample("segmentation run lengths: expected a list of whole numbers")
+    # The sum of lengths within the picture cannot leave 64 bits.
+    if (counts < 0).any() or (counts > height * width).any() or counts.sum() != height * width:
+        total = sum(counts.tolist())
+        raise InvalidExample(
+            f"segmentation run lengths: expected {height * width} pixels in all, none negative, got {total}"
+        )
     inside = np.arange(counts.size) % 2 == 1
     return np.repeat(inside, counts).reshape(width, height).T
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
     """Run lengths from COCO's compressed form: six bits a character from '0' on, five of value and one "more follows",
-    little end first, signed; from the fourth run on each is stored as the difference to the run two before."""
+    little end first, signed; from the fourth run on each is stored as the difference to the run two before.
+
+    Raises:
+        InvalidExample: a character that is none of these, a number that is too large or has no end.
+    """
     counts, value, shift = [], 0, 0
-    for byte in text.encode("latin-1") if isinstance(text, str) else text:
+    for byte in text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text:
         code = byte - 48
-        if not 0 <= code < 64:
-            raise ValueError(f"compressed run lengths hold byte {byte}: expected characters from '0' to 'o'")
+        if not 0 <= code < 64 or shift > _LARGEST_SHIFT:
+            wrong = f"byte {byte}" if shift <= _LARGEST_SHIFT else f"a number of more than {shift} bits"
+            raise InvalidExample(f"compressed run lengths hold {wrong}: expected characters from '0' to 'o'")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -102,7 +131,7 @@ def decompress_counts(text: str | bytes) -> list[int]:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("compressed run lengths end in the middle of a number; the text was cut off")
+        raise InvalidExample("compressed run lengths end in the middle of a number; the text was cut off")
     return counts
 
 

@@ -57,11 +57,13 @@ class Quarantine:
     """`workdir/quarantine.jsonl`, one line {"element", "origin", "error"} each; written by the leader,
     and by a process that ends alone.
 
-    A resumed run meets the same elements again, and does not write them again.
+    A resumed run meets the same elements again, and does not write them again. fresh: an earlier list is removed.
     """
 
-    def __init__(self, workdir: Path):
-        self.path = workdir / QUARANTINE
+    def __init__(self, workdir: Path, name: str = QUARANTINE, *, fresh: bool = False):
+        self.path = workdir / name
+        if fresh:
+            self.path.unlink(missing_ok=True)
         self._known = {_identity(entry) for entry in read_whole_lines(self.path)}
         _end_with_whole_line(self.path)
 

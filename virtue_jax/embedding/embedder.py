@@ -38,7 +38,7 @@ class Embedder:
             if rows < 1:
                 raise ValueError(f"{name} is {rows}: expected at least 1")
         self.config = config
-        self._encoder = ExampleEncoder(config, tokenizer)
+        self.encoder = ExampleEncoder(config, tokenizer)
         self._params = parameters(model)
         self._rows = {True: image_rows, False: text_rows}
         options = _compiler_options(model.text.numerics.compute)
@@ -100,10 +100,15 @@ class Embedder:
                         progress(done)
         return out
 
+    def use(self, params: Mapping[str, jax.Array]) -> None:
+        """Embeds with these parameters from now on; with the same shapes, dtypes and places nothing is compiled again.
+        Until the next call, {} lets go of the arrays."""
+        self._params = params
+
     def _encode(self, example: Example | Mapping, index: int, segmentation: bool) -> EncodedExample:
         if not isinstance(example, Example):
             example = parse_example(example, Path(), f"example {index}")
-        return self._encoder.encode(example, segmentation=segmentation)
+        return self.encoder.encode(example, segmentation=segmentation)
 
     def _embed_rows(self, encoded: list[EncodedExample], shape: RowShape) -> np.ndarray:
         # A power of two of rows: the last, smaller parts cost few further programs.

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from virtue_jax.config import Numerics, VirtueConfig
+from virtue_jax.models import initial
 from virtue_jax.models.layers import Linear, gelu
 
 
@@ -11,9 +12,9 @@ class StridedConv(nnx.Module):
     """A convolution whose stride equals its kernel, as one matrix product over patches; kernel[k, k, in, out]."""
 
     def __init__(self, d_in: int, d_out: int, size: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2))
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, d_in, d_out), jnp.dtype(numerics.params)))
-        self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params)))
+        dtype = jnp.dtype(numerics.params)
+        self.kernel = initial.kernel(size * size * d_in, (size, size, d_in, d_out), dtype, rngs)
+        self.bias = initial.constant(0.0, (d_out,), dtype)
         self.size = size
         self.numerics = numerics
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from virtue_jax.config import HieraConfig, Numerics
+from virtue_jax.models import initial
 from virtue_jax.models.layers import LayerNorm, Linear, Mlp, branch_scope, gelu, rematerialised, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.heads import project_heads, project_length_last
@@ -25,10 +26,9 @@ class PatchEmbed(nnx.Module):
     """The 7x7 convolution of stride 4 that opens the trunk; kernel[7, 7, 3, C]."""
 
     def __init__(self, dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=(0, 1, 2))
-        shape = (PATCH_KERNEL, PATCH_KERNEL, 3, dim)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(numerics.params)))
-        self.bias = nnx.Param(jnp.zeros((dim,), jnp.dtype(numerics.params)))
+        shape, dtype = (PATCH_KERNEL, PATCH_KERNEL, 3, dim), jnp.dtype(numerics.params)
+        self.kernel = initial.kernel(PATCH_KERNEL**2 * 3, shape, dtype, rngs)
+        self.bias = initial.constant(0.0, (dim,), dtype)
         self.numerics = numerics
 
     def __call__(self, images):
@@ -58,7 +58,9 @@ class WindowAttention(nnx.Module):
     def __call__(self, x_BHWC, window: int):
         dtype, backend = jnp.dtype(self.numerics.compute), self.numerics.attention
         x = x_BHWC.astype(dtype)
-        qkv, proj = ((one.kernel[...].astype(dtype), one.bias[...].astype(dtype)) for one in (self.qkv, self.proj))
+        qkv, proj = (
+            (linear.kernel[...].astype(dtype), linear.bias[...].astype(dtype)) for linear in (self.qkv, self.proj)
+        )
         if window != GLOBAL:
             return window_attention(x, qkv, proj, heads=self.heads, window=window, pooled=self.pool, backend=backend)
         B, H, W, C = x.shape
@@ -140,12 +142,11 @@ class Hiera(nnx.Module):
     def __init__(self, config: HieraConfig, *, numerics: Numerics, rngs: nnx.Rngs):
         windows = block_windows(config)
         dtype = jnp.dtype(numerics.params)
-        init = nnx.initializers.truncated_normal(0.02)
         side, dims = config.window_spec[0], config.stage_dims
         self.patch_embed = PatchEmbed(config.embed_dim, numerics=numerics, rngs=rngs)
         background = (*config.window_pos_embed_bkg_spatial_size, config.embed_dim)
-        self.pos_embed = nnx.Param(init(rngs.params(), background, dtype))
-        self.pos_embed_window = nnx.Param(init(rngs.params(), (side, side, config.embed_dim), dtype))
+        self.pos_embed = initial.truncated_normal(0.02, background, dtype, rngs)
+        self.pos_embed_window = initial.truncated_normal(0.02, (side, side, config.embed_dim), dtype, rngs)
         self.stages = nnx.List(
             Stage(dims[max(s - 1, 0)], dims[s], config.num_heads * 2**s, windows[s], numerics=numerics, rngs=rngs)
             for s in range(STAGES)

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from virtue_jax.config import Numerics
+from virtue_jax.models import initial
 from virtue_jax.ops.splash import KERNEL_OUTPUT
 
 LAST_SUM = "last_sum"  # what the last product of a layer gives: nothing but its own adapter needs it backwards
@@ -31,9 +32,9 @@ class Linear(nnx.Module):
         last: bool = False,
     ):
         # `gain`: standard deviation of the outputs for unit inputs, when untrained.
-        init = nnx.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
-        self.kernel = nnx.Param(init(rngs.params(), (d_in, d_out), jnp.dtype(numerics.params)))
-        self.bias = nnx.Param(jnp.zeros((d_out,), jnp.dtype(numerics.params))) if use_bias else None
+        dtype = jnp.dtype(numerics.params)
+        self.kernel = initial.kernel(d_in, (d_in, d_out), dtype, rngs, gain=gain)
+        self.bias = initial.constant(0.0, (d_out,), dtype) if use_bias else None
         self.numerics, self.last = numerics, last
 
     def __call__(self, x, keys=None):
@@ -46,8 +47,8 @@ class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32 whatever the compute dtype."""
 
     def __init__(self, dim: int, *, numerics: Numerics, eps: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones((dim,), jnp.dtype(numerics.params)))
-        self.bias = nnx.Param(jnp.zeros((dim,), jnp.dtype(numerics.params)))
+        self.scale = initial.constant(1.0, (dim,), jnp.dtype(numerics.params))
+        self.bias = initial.constant(0.0, (dim,), jnp.dtype(numerics.params))
         self.eps = eps
 
     def __call__(self, x):
@@ -62,7 +63,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis, in float32 whatever the compute dtype."""
 
     def __init__(self, dim: int, *, numerics: Numerics, eps: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones((dim,), jnp.dtype(numerics.params)))
+        self.scale = initial.constant(1.0, (dim,), jnp.dtype(numerics.params))
         self.eps = eps
 
     def __call__(self, x):

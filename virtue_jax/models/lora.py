@@ -105,7 +105,7 @@ def _by_layer(function, layer: AdaptedLinear):
     if layer.kernel.ndim == 2:
         return function(layer)
     graphdef, state = nnx.split(layer)
-    return lax.map(lambda one: function(nnx.merge(graphdef, one)), state)
+    return lax.map(lambda state_of_layer: function(nnx.merge(graphdef, state_of_layer)), state)
 
 
 def adapted_sum(layer: AdaptedLinear):
@@ -122,10 +122,10 @@ def adapted_sum(layer: AdaptedLinear):
 def merged_kernel(layer: AdaptedLinear):
     """[..., in, out] in the kernel's dtype: the kernel of the plain layer that computes what the adapted one does."""
 
-    def merged(one: AdaptedLinear):
-        total = adapted_sum(one)
-        scaled = total if one.magnitude is None else total * _ratio(one, _column_norm(total))
-        return scaled.astype(one.kernel.dtype)
+    def merged(adapted: AdaptedLinear):
+        total = adapted_sum(adapted)
+        scaled = total if adapted.magnitude is None else total * _ratio(adapted, _column_norm(total))
+        return scaled.astype(adapted.kernel.dtype)
 
     return _by_layer(merged, layer)
 
@@ -190,8 +190,8 @@ def unmerge_adapter(module: nnx.Module, adapted: dict[str, AdaptedLinear]) -> No
     for name, layer in adapted.items():
         path, present = linears.get(name, (None, None))
         if type(present) is not Linear or present.kernel.shape != layer.kernel.shape:
-            found = "nothing" if present is None else f"{type(present).__name__} {present.kernel.shape}"
-            raise ValueError(f"unmerge_adapter: {name} is {found}, expected a merged Linear {layer.kernel.shape}")
+            actual = "nothing" if present is None else f"{type(present).__name__} {present.kernel.shape}"
+            raise ValueError(f"unmerge_adapter: {name} is {actual}, expected a merged Linear {layer.kernel.shape}")
         _replace(module, path, layer)
 
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from virtue_jax.batch import NOT_A_POINT
 from virtue_jax.config import Numerics, Sam2Config
+from virtue_jax.models import initial
 from virtue_jax.models.connector import StridedConv
 from virtue_jax.models.layers import LayerNorm, Linear, gelu
 
@@ -36,13 +37,12 @@ class PromptEncoder(nnx.Module):
 
     def __init__(self, config: Sam2Config, *, numerics: Numerics, rngs: nnx.Rngs):
         dim, dtype = config.d_model, jnp.dtype(numerics.params)
-        normal = nnx.initializers.normal(1.0)
         # Frequencies of a phase: always float32, in bfloat16 they would move every position by whole pixels.
-        self.positional_encoding_gaussian_matrix = nnx.Param(normal(rngs.params(), (2, dim // 2), jnp.float32))
-        self.point_embeddings = nnx.Param(normal(rngs.params(), (POINT_KINDS, dim), dtype))
-        self.not_a_point_embed = nnx.Param(normal(rngs.params(), (dim,), dtype))
+        self.positional_encoding_gaussian_matrix = initial.normal(1.0, (2, dim // 2), jnp.float32, rngs)
+        self.point_embeddings = initial.normal(1.0, (POINT_KINDS, dim), dtype, rngs)
+        self.not_a_point_embed = initial.normal(1.0, (dim,), dtype, rngs)
         # Small: it is added to every place alike, and what differs between places and prompts must stay visible.
-        self.no_mask_embed = nnx.Param(0.1 * normal(rngs.params(), (dim,), dtype))
+        self.no_mask_embed = initial.normal(0.1, (dim,), dtype, rngs)
         self.mask_downscaling = MaskDownscaling(config, numerics=numerics, rngs=rngs)
         self.config = config
         self.numerics = numerics

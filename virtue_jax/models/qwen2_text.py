@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from virtue_jax.config import Numerics, TextConfig
+from virtue_jax.models import initial
 from virtue_jax.models.layers import Linear, RMSNorm, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.rotary import mrope_angles, rotate
@@ -15,8 +16,7 @@ class Embedding(nnx.Module):
     """Rows of a table, one per token id; embedding[V, H]."""
 
     def __init__(self, size: int, dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(dim**-0.5)
-        self.embedding = nnx.Param(init(rngs.params(), (size, dim), jnp.dtype(numerics.params)))
+        self.embedding = initial.normal(dim**-0.5, (size, dim), jnp.dtype(numerics.params), rngs)
         self.numerics = numerics
 
     def __call__(self, tokens):

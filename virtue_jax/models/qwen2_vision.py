@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from virtue_jax.config import Numerics, VisionConfig
+from virtue_jax.models import initial
 from virtue_jax.models.layers import LayerNorm, Linear, gelu, scan, stack
 from virtue_jax.ops.attention import attention
 from virtue_jax.ops.heads import project_heads, project_length_last
@@ -18,9 +19,9 @@ class PatchEmbed(nnx.Module):
     """
 
     def __init__(self, config: VisionConfig, *, numerics: Numerics, rngs: nnx.Rngs):
-        init = nnx.initializers.lecun_normal(in_axis=(0, 1))
-        shape = (config.temporal_patch_size, config.patch_dim, config.embed_dim)
-        self.kernel = nnx.Param(init(rngs.params(), shape, jnp.dtype(numerics.params)))
+        frames, size = config.temporal_patch_size, config.patch_dim
+        shape = (frames, size, config.embed_dim)
+        self.kernel = initial.kernel(frames * size, shape, jnp.dtype(numerics.params), rngs)
         self.numerics = numerics
 
     def __call__(self, patches):

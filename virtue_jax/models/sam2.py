@@ -5,6 +5,7 @@ from flax import nnx
 
 from virtue_jax.batch import NO_TOKEN
 from virtue_jax.config import Numerics, Sam2Config
+from virtue_jax.models import initial
 from virtue_jax.models.fpn import FpnNeck
 from virtue_jax.models.hiera import Hiera
 from virtue_jax.models.prompt_encoder import PromptEncoder
@@ -26,8 +27,7 @@ class Sam2(nnx.Module):
         dims = config.hiera.stage_dims
         self.trunk = Hiera(config.hiera, numerics=numerics, rngs=rngs)
         self.neck = FpnNeck(dims, config.d_model, config.fpn_top_down_levels, numerics=numerics, rngs=rngs)
-        init = nnx.initializers.truncated_normal(0.02)
-        self.no_mem_embed = nnx.Param(init(rngs.params(), (config.d_model,), jnp.dtype(numerics.params)))
+        self.no_mem_embed = initial.truncated_normal(0.02, (config.d_model,), jnp.dtype(numerics.params), rngs)
         self.prompt_encoder = PromptEncoder(config, numerics=numerics, rngs=rngs)
         self.mask_decoder = MaskDecoder(config, numerics=numerics, rngs=rngs)
         self.config = config

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from virtue_jax.config import Numerics, Sam2Config
+from virtue_jax.models import initial
 from virtue_jax.models.layers import LayerNorm, Linear, Mlp
 from virtue_jax.ops.attention import attention
 
@@ -37,7 +38,7 @@ class DownscaledAttention(nnx.Module):
         self.q_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs, gain=gain)
         self.k_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs, gain=gain)
         if aligned:
-            self.k_proj.kernel = nnx.Param(self.q_proj.kernel[...])
+            self.k_proj.kernel = initial.copy(self.q_proj.kernel, "q_proj.kernel")
         self.v_proj = Linear(dim, d_inner, numerics=numerics, rngs=rngs)
         self.out_proj = Linear(d_inner, dim, numerics=numerics, rngs=rngs, gain=out_gain)
         self.heads = heads
@@ -130,10 +131,9 @@ class MaskDecoder(nnx.Module):
 
     def __init__(self, config: Sam2Config, *, numerics: Numerics, rngs: nnx.Rngs):
         dim, dtype = config.d_model, jnp.dtype(numerics.params)
-        normal = nnx.initializers.normal(1.0)
-        self.obj_score_token = nnx.Param(normal(rngs.params(), (1, dim), dtype))
-        self.iou_token = nnx.Param(normal(rngs.params(), (1, dim), dtype))
-        self.mask_tokens = nnx.Param(normal(rngs.params(), (config.num_mask_tokens, dim), dtype))
+        self.obj_score_token = initial.normal(1.0, (1, dim), dtype, rngs)
+        self.iou_token = initial.normal(1.0, (1, dim), dtype, rngs)
+        self.mask_tokens = initial.normal(1.0, (config.num_mask_tokens, dim), dtype, rngs)
         self.transformer = TwoWayTransformer(config, numerics=numerics, rngs=rngs)
 
     def tokens(self, sparse):

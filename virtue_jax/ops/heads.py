@@ -20,5 +20,5 @@ def project_length_last(x_RLC, kernel, bias, heads: int, turn=lambda part, x_RHD
     kernel = kernel.reshape(len(kernel), 3, heads, -1)
     bias = bias.reshape(*kernel.shape[1:], 1)
     # One product each, so that none has to be cut out of the others' result.
-    made = (jnp.einsum("rlc,chd->rhdl", x_RLC, kernel[:, part]) + bias[part] for part in range(3))
-    return [turn(part, y).transpose(0, 3, 1, 2) for part, y in enumerate(made)]
+    parts = (jnp.einsum("rlc,chd->rhdl", x_RLC, kernel[:, part]) + bias[part] for part in range(3))
+    return [turn(part, y).transpose(0, 3, 1, 2) for part, y in enumerate(parts)]

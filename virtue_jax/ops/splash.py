@@ -54,7 +54,7 @@ def _kernel(q, k, v, q_segments, kv_segments, *, scale, causal, interpret):
 
 
 def splash_block(length: int, what: str) -> int:
-    """Raises ValueError: no block divides the length."""
+    """The largest block of the kernel that divides `length`. Raises ValueError: none does."""
     block = largest_block(length)
     if block is None:
         raise ValueError(

@@ -66,8 +66,10 @@ TUNED_FLOAT32 = {
 
 
 def tuning(head_size: int, dtype) -> Tuning:
-    """Raises:
-    ValueError: a head size that does not fit a GPU's shared memory.
+    """The tiles of the least tuned head size that holds `head_size`, for numbers of `dtype`.
+
+    Raises:
+        ValueError: a head size that does not fit a GPU's shared memory.
     """
     table = TUNED_FLOAT32 if jnp.dtype(dtype).itemsize > 2 else TUNED
     fitting = [size for size in table if head_size <= size]
@@ -152,9 +154,9 @@ def _forward(q, k, v, segments, scale, causal, interpret):
 def _backward(scale, causal, interpret, residuals, d_out):
     q, k, v, segments, out, lse = residuals
     delta = jnp.einsum("BLHD,BLHD->BHL", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    given = q, k, v, d_out, lse, delta, segments, scale, causal, interpret
-    d_q = _query_gradient(*given)
-    d_k, d_v = _key_gradients(*given)
+    operands = q, k, v, d_out, lse, delta, segments, scale, causal, interpret
+    d_q = _query_gradient(*operands)
+    d_k, d_v = _key_gradients(*operands)
     return d_q, d_k, d_v, None
 
 
@@ -192,7 +194,7 @@ def _key_gradients(q, k, v, d_out, lse, delta, segments, scale, causal, interpre
     tiles = _within(tuning(D, q.dtype).keys, L, S)
     specs, block = _Specs(L, S, G, D), tiles.keys
     share = jax.ShapeDtypeStruct((B, S, H, D), jnp.float32 if G > 1 else k.dtype)
-    found = pl.pallas_call(
+    gradients = pl.pallas_call(
         functools.partial(key_gradients_kernel, tiles=tiles, scale=scale, causal=causal),
         grid=(S // block, H, B),
         in_specs=[
@@ -211,8 +213,8 @@ def _key_gradients(q, k, v, d_out, lse, delta, segments, scale, causal, interpre
         name="attention_key_gradients",
     )(q, k, v, d_out, lse, delta, *_visits(segments, tiles, causal, of_keys=True))
     if G == 1:
-        return found
-    return [x.reshape(B, S, K, G, D).sum(3).astype(k.dtype) for x in found]
+        return gradients
+    return [x.reshape(B, S, K, G, D).sum(3).astype(k.dtype) for x in gradients]
 
 
 class _Specs(NamedTuple):

@@ -116,7 +116,7 @@ class Plan:
         keys = self.cut.window * self.cut.columns
         logits = _tiled((keys // self.cut.pool**2, keys), real)
         values = max(_tiled((*window, chunk_of(self.size)[1]), real), 3 * logits, _tiled((*queries, self.D), real))
-        return blocks + weights + sum(_tiled(*each) for each in self.scratch) + values
+        return blocks + weights + sum(_tiled(*buffer) for buffer in self.scratch) + values
 
 
 def _tiled(shape: tuple[int, ...], dtype: jnp.dtype) -> int:
@@ -153,10 +153,10 @@ def window_kernel(x_BHWC, qkv, qkv_bias, proj, proj_bias, *, heads: int, window:
     y = pl.pallas_call(
         functools.partial(_row_of_windows, planned),
         grid=(x.shape[0], x.shape[1] // window, cut.groups // planned.at_once),
-        in_specs=[block_in, *(pl.BlockSpec(each.shape, lambda b, i, j: (0, 0)) for each in whole)],
+        in_specs=[block_in, *(pl.BlockSpec(array.shape, lambda b, i, j: (0, 0)) for array in whole)],
         out_specs=block_out,
         out_shape=jax.ShapeDtypeStruct(shape, x.dtype),
-        scratch_shapes=[pltpu.VMEM(*each) for each in planned.scratch],
+        scratch_shapes=[pltpu.VMEM(*array) for array in planned.scratch],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
         cost_estimate=_cost(x, whole, shape, planned),
@@ -169,7 +169,7 @@ def _cost(x, whole, out_shape, plan: Plan) -> pl.CostEstimate:
     together, lanes = chunk_of(plan.size)
     return pl.CostEstimate(
         flops=plan.flops(*x.shape[:2]),
-        bytes_accessed=sum(each.nbytes for each in (x, *whole)) + math.prod(out_shape) * x.dtype.itemsize,
+        bytes_accessed=sum(array.nbytes for array in (x, *whole)) + math.prod(out_shape) * x.dtype.itemsize,
         transcendentals=math.prod(out_shape[:3]) * plan.cut.window * plan.cut.columns * together * plan.K // lanes,
     )
 

@@ -33,7 +33,7 @@ def xla_attention(q, k, v, scale, causal, q_segments, kv_segments):
 
     segments = None if q_segments is None else blocks(q_segments, 1)
     # The checkpoint makes the backward pass recompute a block's logits instead of keeping all of them.
-    body = jax.checkpoint(lambda one: attend(*one))
+    body = jax.checkpoint(lambda operands: attend(*operands))
     out = lax.map(body, (blocks(q, 1), blocks(positions, 0), segments))
     return jnp.moveaxis(out, 0, 1).reshape(B, count * block, H, -1)[:, :L]
 

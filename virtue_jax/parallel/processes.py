@@ -40,6 +40,10 @@ def process_number() -> int:
     return jax.process_index()
 
 
+def process_count() -> int:
+    return jax.process_count()
+
+
 def is_alone() -> bool:
     """Whether the run has one process only."""
     return jax.process_count() == 1

@@ -38,10 +38,10 @@ def partition(path: str) -> PartitionSpec:
     Raises:
         ValueError: no row of the table matches, or several do.
     """
-    found = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
-    if len(found) != 1:
-        raise ValueError(f"{path}: {len(found)} rows of parallel/shardings.py match; expected exactly one")
-    return found[0]
+    specs = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
+    if len(specs) != 1:
+        raise ValueError(f"{path}: {len(specs)} rows of parallel/shardings.py match; expected exactly one")
+    return specs[0]
 
 
 def parameter_shardings(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict[str, NamedSharding]:

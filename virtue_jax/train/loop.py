@@ -66,11 +66,9 @@ def train(
     clock = Goodput(workdir)
     with StopSignal() as stop, Watchdog(config.watchdog_minutes, workdir) as watchdog:
         with clock.measure("init"):
-            made = _make(config, workdir, console)
+            made = _make(config, workdir, console, clock)
         with _closing(made.loader), _checkpoints(made, workdir, console) as checkpoints:
-            watchdog.beat("the restore", LONG)
-            with clock.measure("restore"):
-                state = _begin(made, checkpoints.restore(made.run.state), console)
+            state = _begin(made, checkpoints, clock, watchdog, console)
             if int(state.step) < config.steps:
                 loop = _step_loop(made, state, checkpoints, stop, clock, watchdog, workdir, console, seen)
                 state = _run_steps(loop, state, console)
@@ -94,19 +92,21 @@ class _Made:
     streams: tuple[int, ...]
 
 
-def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
+def _make(config: TrainConfig, workdir: Path, console: Console, clock: Goodput) -> _Made:
     mesh = make_mesh(config.mesh)
     config = with_attention(config, platform_of(mesh))
     _check_streams(config, mesh, workdir, _say(console))
     if is_leader():
         forget_another_run(workdir, config, row_shards(mesh), _say(console))
-    sources = open_sources(config.data, config.seed)
+    sources = open_sources(config.data, config.seed, _say(console))
     start = starting_model(config, sources, workdir)
     config = _with_rows(config, sources, start, mesh, workdir)
     config, run = fitted_setup(config, start.virtue, mesh, _say(console))
     if is_leader():
         replace_text(workdir / CONFIG, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    frozen = load_weights(config, start.virtue, run.frozen)
+    with clock.measure("weights"):
+        frozen = load_weights(config, start.virtue, run.frozen)
+        frozen_digest = digest(frozen)
     streams = local_streams(mesh, config.data.streams)
     loader = make_loader(
         config.data,
@@ -117,7 +117,7 @@ def _make(config: TrainConfig, workdir: Path, console: Console) -> _Made:
         seed=config.seed,
         streams=streams,
     )
-    return _Made(config, start, run, frozen, digest(frozen), loader, streams)
+    return _Made(config, start, run, frozen, frozen_digest, loader, streams)
 
 
 def _checkpoints(made: _Made, workdir: Path, console: Console) -> RunCheckpoints:
@@ -191,11 +191,22 @@ def _with_rows(config: TrainConfig, sources, start: StartingModel, mesh: Mesh, w
     return dataclasses.replace(config, data=from_dict(DataConfig, given, str(file)))
 
 
-def _begin(made: _Made, restored: Restored | None, console: Console) -> TrainState:
+def _begin(
+    made: _Made, checkpoints: RunCheckpoints, clock: Goodput, watchdog: Watchdog, console: Console
+) -> TrainState:
     """The restored state, the data at its place; or a fresh one."""
-    if restored is None:
+    watchdog.beat("the restore", LONG)
+    with clock.measure("restore"):
+        restored = checkpoints.restore(made.run.state)
+    if restored is not None:
+        return _resumed(made, restored, console)
+    watchdog.beat("the starting weights", LONG)
+    with clock.measure("weights"):
         wanted = {path: x for path, x in made.run.state.trainable.items() if path != LOG_TEMPERATURE}
         return made.run.init(load_weights(made.config, made.start.virtue, wanted, have=made.frozen))
+
+
+def _resumed(made: _Made, restored: Restored, console: Console) -> TrainState:
     made.loader.set_state(restored.data)
     state = restored.state
     skipped = int(state.skipped)

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from rich.console import Console
 from rich.table import Table
 
 from virtue_jax.batch import Batch
 from virtue_jax.config import VirtueConfig, from_dict
+from virtue_jax.console import console
+from virtue_jax.exit_status import DONE, NOT_FINITE
 from virtue_jax.parallel.mesh import MeshConfig, make_mesh, put_rows
 from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.step.setup import setup
@@ -38,17 +39,17 @@ def reproduce(folder: Path) -> tuple[dict[str, float], dict[str, int]]:
     """
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"{folder} is not a whole reproducer (no {RUN}); give a workdir/nonfinite_step_K")
-    said = json.loads((folder / RUN).read_text())
-    config = from_dict(TrainConfig, said["config"], str(folder / RUN))
-    virtue = from_dict(VirtueConfig, said["virtue"], str(folder / RUN))
-    parts = [dict(np.load(folder / f"batch_{process}.npz")) for process in range(said["processes"])]
+    record = json.loads((folder / RUN).read_text())
+    config = from_dict(TrainConfig, record["config"], str(folder / RUN))
+    virtue = from_dict(VirtueConfig, record["virtue"], str(folder / RUN))
+    parts = [dict(np.load(folder / f"batch_{process}.npz")) for process in range(record["processes"])]
     groups = grouped(parts)
     mesh = _mesh(groups, [max(1, group.micro_batches) for group in config.data.rows.values()])
     run = setup(dataclasses.replace(config, mesh=MeshConfig()), virtue, mesh)
     frozen = load_weights(config, virtue, run.frozen)
-    if digest(frozen) != said["frozen"]:
+    if digest(frozen) != record["frozen"]:
         raise ValueError(
-            f"{folder}: the step ran over frozen weights with digest {said['frozen']}, those of "
+            f"{folder}: the step ran over frozen weights with digest {record['frozen']}, those of "
             f"{config.model.directory!r} have {digest(frozen)}; put the model back that the run started from"
         )
     with ocp.StandardCheckpointer() as checkpointer:
@@ -80,17 +81,17 @@ def _mesh(groups: tuple[Batch, ...], micro_batches: list[int]):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit status 1: it is not finite here either."""
+    """Prints what is not finite; ends with `NOT_FINITE` where anything is."""
     parser = argparse.ArgumentParser(prog="python -m virtue_jax.train.reproduce", description=__doc__)
     parser.add_argument("folder", type=Path, help="workdir/nonfinite_step_K")
     metrics, counts = reproduce(parser.parse_args(argv).folder)
-    console = Console()
-    console.print("  ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items())))
+    screen = console()
+    screen.print("  ".join(f"{name} {value:.6g}" for name, value in sorted(metrics.items())))
     table = Table("array", "values that are not finite")
     for name, count in counts.items():
         table.add_row(name, str(count))
-    console.print(table if counts else "everything is finite here: it depended on the mesh or the machine")
-    sys.exit(1 if counts or not math.isfinite(metrics["loss"]) else 0)
+    screen.print(table if counts else "everything is finite here: it depended on the mesh or the machine")
+    sys.exit(NOT_FINITE if counts or not math.isfinite(metrics["loss"]) else DONE)
 
 
 if __name__ == "__main__":

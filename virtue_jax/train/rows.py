@@ -69,8 +69,8 @@ def source_needs(
     measure = LengthMeasure(virtue, tokenizer, config.data.hard_negatives)
     count = max(200, _MEASURED // len(sources))
     return [
-        measured_needs(source, measure, count=count, seed=config.seed, weight=given.weight)
-        for source, given in zip(sources, config.data.sources.values(), strict=True)
+        measured_needs(source, measure, count=count, seed=config.seed, weight=settings.weight)
+        for source, settings in zip(sources, config.data.sources.values(), strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from virtue_jax.atomic_files import new_directory
-from virtue_jax.config import Numerics, TextConfig, VirtueConfig
+from virtue_jax.config import TextConfig, VirtueConfig
 from virtue_jax.data.encoding.fresh_tokenizer import train_tokenizer
 from virtue_jax.data.encoding.tokens import Tokenizer
 from virtue_jax.data.pair_source import PairSource, read_row
@@ -19,9 +19,9 @@ from virtue_jax.data.unreadable import Unreadable
 from virtue_jax.model_directory import companions, load_config, load_parameters, stored_parameters
 from virtue_jax.models.lora import adapt
 from virtue_jax.models.parameters import abstract_virtue, bind, parameters
-from virtue_jax.models.virtue import Virtue
 from virtue_jax.parallel.processes import barrier, is_leader
 from virtue_jax.published_models import published_geometry
+from virtue_jax.train.random_weights import initials, random_weights
 from virtue_jax.train.step.config import TrainConfig
 from virtue_jax.train.survival.identity import TOKENIZER
 
@@ -108,28 +108,18 @@ def load_weights(
     Raises:
         FileNotFoundError, ValueError: as `load_parameters`.
     """
-    if config.model.scratch is not None:
-        return _made(partial(_fresh_model, virtue, config.numerics), config.seed, wanted)
-    stored = stored_parameters(config.model.directory)
-    new = {path for path in wanted if path not in stored} if config.model.adapter is not None else set()
+    from_scratch, plain = config.model.scratch is not None, dataclasses.replace(virtue, adapter=None)
+    known = initials(plain, config.numerics) if from_scratch else stored_parameters(config.model.directory)
+    adapter = virtue.adapter if from_scratch else config.model.adapter
+    new = {path for path in wanted if path not in known} if adapter is not None else set()
     old = {path: x for path, x in wanted.items() if path not in new}
-    loaded = load_parameters(config.model.directory, old, partial=True) if old else {}
+    if from_scratch:
+        loaded = random_weights(plain, config.numerics, config.seed, old)
+    else:
+        loaded = load_parameters(config.model.directory, old, partial=True) if old else {}
     if new:
         loaded |= _fresh_adapter(config, virtue, {p: wanted[p] for p in new}, {**(have or {}), **loaded})
     return {path: loaded[path] for path in wanted}
-
-
-def _made(make, seed: int, wanted: Mapping[str, jax.ShapeDtypeStruct], *args) -> dict[str, jax.Array]:
-    def chosen(key, *args):
-        made = make(key, *args)
-        return {path: made[path].astype(x.dtype) for path, x in wanted.items()}
-
-    shardings = {path: x.sharding for path, x in wanted.items()}
-    return jax.jit(chosen, out_shardings=shardings)(jax.random.key(seed), *args)
-
-
-def _fresh_model(virtue: VirtueConfig, numerics: Numerics, key: jax.Array) -> dict[str, jax.Array]:
-    return parameters(Virtue(virtue, numerics=numerics, rngs=nnx.Rngs(key)))
 
 
 def _fresh_adapter(
@@ -139,12 +129,14 @@ def _fresh_adapter(
     kernels = {path.rsplit(".", 1)[0] + ".kernel" for path in wanted}
     kernels = {path: x for path, x in have.items() if path in kernels}
 
+    @partial(jax.jit, out_shardings={path: x.sharding for path, x in wanted.items()})
     def make(key, kernels):
         model = bind(plain, {**parameters(plain), **kernels})  # the rest stays shapes, which `adapt` does not touch
         adapt(model.text, virtue.adapter, numerics=config.numerics, rngs=nnx.Rngs(key))
-        return parameters(model)
+        adapted = parameters(model)
+        return {path: adapted[path].astype(x.dtype) for path, x in wanted.items()}
 
-    return _made(make, config.seed, wanted, kernels)
+    return make(jax.random.key(config.seed), kernels)
 
 
 def _from_scratch(geometry: VirtueConfig, sources: Sequence[PairSource], folder: Path) -> StartingModel:

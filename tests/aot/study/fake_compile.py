@@ -12,6 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_reports import fake_report
 
+from virtue_jax.exit_status import DOES_NOT_FIT
+
 
 def main() -> int:
     given, words = {}, iter(sys.argv[1:])
@@ -45,7 +47,7 @@ def main() -> int:
     text = json.dumps(report)
     Path(given["json"]).write_text(text[: len(text) // 2] if "half" in fake else text)
     note(f"end {given['topology']} {given['batch']} {os.getpid()}")
-    return 0 if report["fits"] else 1
+    return 0 if report["fits"] else DOES_NOT_FIT
 
 
 def note(line: str) -> None:

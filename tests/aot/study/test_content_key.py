@@ -29,7 +29,7 @@ def root(tmp_path):
 
 
 def key(root, point=POINT, values=VALUES) -> str:
-    return ContentKeys(lambda arguments: values, entries=["package.compile"], root=root).key(point)
+    return ContentKeys(lambda *_: values, entries=["package.compile"], root=root).key(point)
 
 
 def test_what_a_program_imports_is_found_however_deep(root):
@@ -87,13 +87,13 @@ def test_the_geometry_of_a_model_directory_is_part_of_it(root, tmp_path):
 
 
 def test_another_compile_program_is_part_of_it(root):
-    other = ContentKeys(lambda arguments: VALUES, entries=["package.compile"], root=root, program="/elsewhere/virtue")
+    other = ContentKeys(lambda *_: VALUES, entries=["package.compile"], root=root, program="/elsewhere/virtue")
     assert other.key(POINT) != key(root)
 
 
 def test_a_run_file_that_cannot_be_used_is_told_with_the_point(root):
-    def resolve(arguments):
-        assert arguments == ["--config", "a.py", "--config.seed=1"]
+    def resolve(path, settings):
+        assert (path, settings) == ("a.py", ["--config.seed=1"])
         raise ValueError("no section")
 
     with pytest.raises(ValueError, match="point 'a': no section"):

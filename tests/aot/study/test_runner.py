@@ -60,7 +60,8 @@ def test_what_does_not_fit_is_a_result_like_any(tmp_path, log):
     ("fake", "told"),
     [
         ({"fail": "no such axis", "status": 2}, "exit status 2: compiling ... | virtue compile: no such axis"),
-        ({"fail": "Traceback", "status": 1}, "exit status 1, but no whole report: none was written"),
+        ({"fail": "Traceback", "status": 1}, "exit status 1: compiling ... | virtue compile: Traceback"),
+        ({"fail": "too large", "status": 3}, "exit status 3, but no whole report: none was written"),
         ({"half": 1}, "exit status 0, but no whole report: it cannot be read"),
     ],
 )

@@ -236,3 +236,12 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_config, tokenizer):
     other = dataclasses.replace(tiny_config, text=dataclasses.replace(tiny_config.text, image_token_id=7))
     with pytest.raises(ValueError, match="not the model's"):
         ExampleEncoder(other, tokenizer)
+
+
+def test_a_marker_without_an_image_is_a_word_in_released(tiny_config, tokenizer):
+    released = ExampleEncoder(tiny_config, tokenizer, Compat.released())
+    encoded = released.encode(Example("<|image_1|>\nWhich one?"))
+    assert encoded.tokens.tolist() == tokenizer.ids("<|image_pad|>\nWhich one?") and (encoded.vision == -1).all()
+    assert encoded.tokens[0] == tiny_config.text.image_token_id and not encoded.images
+    paper = ExampleEncoder(tiny_config, tokenizer).encode(Example("<|image_1|>\nWhich one?"))
+    assert paper.tokens.tolist() == tokenizer.ids("Which one?")

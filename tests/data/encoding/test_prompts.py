@@ -22,11 +22,30 @@ def encoded(prompt: VisualPrompt | None, compat: Compat = PAPER, size=(100, 200)
 
 def test_template_is_markup_text_and_coordinates():
     box = VisualPrompt(box=(0.0, 41.0, 181.5, 93))
-    assert text_of("Find it.", box) == "<|image_pad|>\nFind it.\nReferring object bbox: [0, 41, 181.5, 93]"
+    assert text_of("Find it.", box) == "<|image_pad|>\nFind it.\nReferring object bbox: [0.0, 41.0, 181.5, 93]"
     assert text_of("Find it.", box, PAPER) == f"{MARK}\nFind it.\nReferring object bbox: [0, 41, 181.5, 93]"
     point = VisualPrompt(points=((30.7, 57.0, 1),))
     assert text_of("What?", point) == "<|image_pad|>\nWhat?\nReferring object point: (30, 57)"
     assert text_of("What?", images=2, compat=PAPER) == f"{MARK}{MARK}\nWhat?"
+
+
+def test_a_marker_is_replaced_where_it_stands():
+    text = "Which picture answers this, given <|image_1|>? Say."
+    assert text_of(text) == "Which picture answers this, given <|image_pad|>? Say."
+    box = VisualPrompt(box=(1, 2, 3, 4))
+    assert text_of(text, box, PAPER) == text.replace("<|image_1|>", MARK) + "\nReferring object bbox: [1, 2, 3, 4]"
+
+
+def test_a_marker_without_an_image_is_dropped_or_a_word():
+    for text, bare in (("<|image_1|>\nWhat?", "What?"), ("<|image_1|> What?", "What?"), ("a <|image_1|>?", "a ?")):
+        assert text_of(text, compat=PAPER, images=0) == bare
+        assert text_of(text, images=0) == text.replace("<|image_1|>", "<|image_pad|>")
+
+
+@pytest.mark.parametrize(("text", "images"), [("<|image_1|><|image_1|>", 1), ("<|image_1|>", 2)])
+def test_a_marker_stands_for_one_image(text, images):
+    with pytest.raises(InvalidExample, match=rf"row 1: .* in the text for {images} images; the marker stands once"):
+        text_of(text, images=images)
 
 
 def test_scar_training_prompt_is_the_reference_one():

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import pickle
 import shutil
 
@@ -93,3 +94,13 @@ def test_a_tokenizer_of_another_model_is_an_error(change, message, tokenizer, ti
     tokenizer.check(tiny_config.text)
     with pytest.raises(ValueError, match=message):
         tokenizer.check(dataclasses.replace(tiny_config.text, **change))
+
+
+def test_files_of_the_published_tokenizer_as_transformers_5_writes_them_give_the_golden_ids(arrays, golden, tmp_path):
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    config = {"tokenizer_class": "Qwen2Tokenizer", "backend": "tokenizers", "extra_special_tokens": special}
+    shutil.copy(golden / "tiny/vlm/tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(tmp_path)
+    rows = arrays("preprocess.json")["tokenize"]
+    assert [[text, tokenizer.ids(text)] for text, _ in rows] == rows

@@ -72,7 +72,7 @@ def test_sam_box_with_sam_point_and_mask(tmp_path):
         ({"image": "a.png", "mask": 3}, "mask is 3; expected a path"),
         ({"image": 3}, "image is 3; expected a path"),
         ({"image": []}, "empty list"),
-        ({"image": "a.png", "text": None}, "text is null; expected a string"),
+        ({"image": "a.png", "text": 5}, "text is 5; expected a string"),
         ({"text": ""}, "neither text nor image"),
         ({}, "neither text nor image"),
         ({"text": "x", "box": [1, 2, 3, 4]}, "without an image"),

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.formats.mmeb import SUBSETS, MmebTraining, subset_sources
+from virtue_jax.data.formats.mmeb import SCHEMA, SUBSETS, MmebTraining, subset_sources, train_row
+from virtue_jax.data.formats.parquet import write_rows
 
 
 @pytest.fixture
@@ -43,11 +44,11 @@ def test_sides_with_and_without_images(published):
     source = MmebTraining(folder)
     assert len(source) == 3
     first, second, third = (source.pair(i) for i in range(3))
-    assert first.query.text == "Find a caption for the news in the given photo.\n", "the last token is pooled: kept"
+    assert first.query.text == "<|image_1|>\nFind a caption for the news in the given photo.\n", "kept byte for byte"
     assert first.query.images == (str(published / "images/WebQA/Train/a.png"),) and first.query.prompt is None
     assert (first.positive.text, first.positive.images, first.negatives) == ("A caption.", (), ())
     assert (second.query.text, second.query.images) == ("Find a picture.", ())
-    assert second.positive.text == "Represent the given image."
+    assert second.positive.text == "<|image_1|>\nRepresent the given image."
     assert second.positive.images == (str(published / "images/WebQA/Train/b.png"),)
     assert (third.positive.text, len(third.positive.images)) == ("", 1)
     assert first.query.origin == source.origin(0) == "WebQA/original-00000-of-00001.parquet:row 0"
@@ -58,6 +59,16 @@ def test_negatives_come_along(published):
     folder = write(published, row(neg_text=["wrong", ""], neg_image_path=["", "images/WebQA/Train/b.png"]))
     negatives = MmebTraining(folder).pair(0).negatives
     assert [(n.text, len(n.images)) for n in negatives] == [("wrong", 0), ("", 1)]
+
+
+def test_what_is_written_is_read(published):
+    image = "images/WebQA/Train/a.png"
+    with write_rows(published / "WebQA/original-0.parquet", SCHEMA) as write:
+        write([train_row(("<|image_1|>\nWhat? ", image), ("this", "")), train_row(("q", ""), ("", image), ("no", ""))])
+    first, second = (MmebTraining(published / "WebQA").pair(row) for row in (0, 1))
+    assert (first.query.text, first.query.images) == ("<|image_1|>\nWhat? ", (str(published / image),))
+    assert (second.positive.text, second.positive.images) == ("", (str(published / image),))
+    assert [negative.text for negative in second.negatives] == ["no"] and not first.negatives
 
 
 def test_only_the_split_asked_for_is_read(published):
@@ -74,7 +85,6 @@ def test_only_the_split_asked_for_is_read(published):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"qry_image_path": ""}, r"qry speaks of <\|image_1\|>, but qry_image_path is empty"),
         ({"qry": "", "qry_image_path": None}, "neither qry nor qry_image_path"),
         ({"pos_text": None}, "pos_text is None"),
         ({"pos_text": ""}, "neither pos_text nor pos_image_path"),

@@ -71,7 +71,7 @@ def test_published_eval_row(published):
     source = ScarEvaluation(published)
     assert len(source) == 2
     asked = source[1]
-    assert asked.query.text == "Find the caption that best describes the segmented object."
+    assert asked.query.text == QUERY
     assert asked.query.images == (str(published / "ade20k_val/a.png"),)
     assert asked.box == asked.query.prompt.box == (3, 4, 13, 10)
     assert all(isinstance(v, int) for v in asked.box), "integers stay integers in the prompt's text"
@@ -122,7 +122,7 @@ def test_scenes_come_back_with_point_and_mask(scenes):
     source = ScarEvaluation(scenes, masks=True, prompt="point")
     for row, raw in enumerate(pq.read_table(scenes / EVAL_FILE).to_pylist()):
         asked = source[row]
-        assert asked.query.text == QUERY_TEXT.removeprefix("<|image_1|>\n")
+        assert asked.query.text == QUERY_TEXT
         assert asked.point == tuple(raw["point"]) and asked.query.prompt.points == ((*raw["point"], 1),)
         assert asked.mask[asked.point[1], asked.point[0]] and asked.mask.shape == (96, 96)
         x1, y1, x2, y2 = asked.box

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from full_size.shapes import config_of
+from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
 from virtue_jax.batch import Batch, RowShape
@@ -166,7 +167,7 @@ def products_in(jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             total += turns * products_in(inner) * (share_taken(inner) if equation.primitive.name == "cond" else 1)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -186,7 +187,7 @@ def share_taken(branch) -> float:
 
 
 def test_a_640x480_query_at_full_size(two_b):
-    """391 vision tokens and 256 segmentation tokens beside 50 words (guide: reference section 7)."""
+    """391 vision tokens and 256 segmentation tokens beside 50 words; layer sizes as published, counted by hand."""
     image, query = 4 * 391, 256 + 391 + 50
     work = Work(query, query**2, image, image**2, images=1, prompts=1, prompt_tokens=3)
     flops = useful_flops(two_b, work, trainable(two_b))
@@ -200,7 +201,7 @@ def test_a_640x480_query_at_full_size(two_b):
 
 
 def test_the_language_model_s_share_of_a_compiled_2b_step(two_b):
-    """Dots counted in compiled programs, per chip: 16 pairs of 2 x 1024 slots, GradCache (guide: tpu.md section 3)."""
+    """Dots counted once in programs that the TPU compiler made, per chip: 16 pairs of 2 x 1024 slots, GradCache."""
     config = replace(two_b, adapter=AdapterConfig(dropout=0.0))
     for remat, expected in (("none", 258.83), ("layer", 344.99)):
         numerics = Numerics("bfloat16", "bfloat16", attention="splash", remat=remat)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from virtue_jax.exit_status import HUNG
 from virtue_jax.train.survival.interruption import Interrupted, StopSignal
-from virtue_jax.train.survival.watchdog import HUNG, Watchdog
+from virtue_jax.train.survival.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
 

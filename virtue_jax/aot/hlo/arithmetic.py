@@ -17,7 +17,7 @@ def product_flops(program: Program, instruction: Instruction, computation: Compu
     """FLOPs of the products and convolutions of an instruction, those inside a fusion included."""
     if instruction.opcode == "fusion":
         inner = program.computations[instruction.called["calls"]]
-        return sum(product_flops(program, one, inner) for one in inner.instructions.values())
+        return sum(product_flops(program, part, inner) for part in inner.instructions.values())
     if instruction.opcode == "convolution":
         return _convolution(instruction, computation)
     if instruction.opcode == "dot":
@@ -50,13 +50,13 @@ def _convolution(instruction: Instruction, computation: Computation) -> float:
 def _window(attributes: str) -> tuple[list[int], ...]:
     """(stride, padding before, dilation of the input, of the kernel) of every spatial dimension."""
     match = _WINDOW.search(attributes)
-    given = dict(part.split("=", 1) for part in match[1].split()) if match else {}
-    count = len(given["size"].split("x")) if "size" in given else 0
+    settings = dict(part.split("=", 1) for part in match[1].split()) if match else {}
+    count = len(settings["size"].split("x")) if "size" in settings else 0
 
     def numbers(name: str, default: int) -> list[int]:
-        return [int(n) for n in given[name].split("x")] if name in given else [default] * count
+        return [int(n) for n in settings[name].split("x")] if name in settings else [default] * count
 
-    before = [int(pad.split("_")[0]) for pad in given["pad"].split("x")] if "pad" in given else [0] * count
+    before = [int(pad.split("_")[0]) for pad in settings["pad"].split("x")] if "pad" in settings else [0] * count
     return numbers("stride", 1), before, numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
 
 
@@ -97,8 +97,8 @@ def hbm_bytes(program: Program, instruction: Instruction, computation: Computati
 
 
 def _result_bytes(computation: Computation, name: str) -> float:
-    found = computation.instructions.get(name)
-    return 0.0 if found is None else sum(array.bytes for array in found.arrays if array.space == HBM)
+    instruction = computation.instructions.get(name)
+    return 0.0 if instruction is None else sum(array.bytes for array in instruction.arrays if array.space == HBM)
 
 
 def _fusion_bytes(program: Program, fusion: Instruction, computation: Computation) -> float:
@@ -111,9 +111,9 @@ def _fusion_bytes(program: Program, fusion: Instruction, computation: Computatio
 
 
 def _read_of_parameter(program: Program, inner: Computation, number: int, whole: float) -> float:
-    for one in inner.instructions.values():
-        if one.opcode == "parameter" and int(one.argument) == number:
-            return _read_of(program, inner, one.name, whole)
+    for instruction in inner.instructions.values():
+        if instruction.opcode == "parameter" and int(instruction.argument) == number:
+            return _read_of(program, inner, instruction.name, whole)
     return 0.0
 
 

@@ -41,14 +41,14 @@ def find_collectives(program: Program, mesh: Mesh, chip: Chip) -> list[Collectiv
     Between slices, the compiler sends what it has summed within each over the data-centre network: those sends are
     listed as the kind they are part of.
     """
-    found = []
+    listed = []
     for instruction, times, asynchronous in _instructions(program):
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            found.append(_collective(kind, instruction, times, asynchronous, mesh, chip))
+            listed.append(_collective(kind, instruction, times, asynchronous, mesh, chip))
         elif instruction.opcode == "send" and "megascale" in instruction.attributes:
-            found.append(_between_slices(instruction, times, chip))
-    return found
+            listed.append(_between_slices(instruction, times, chip))
+    return listed
 
 
 def _instructions(program: Program) -> Iterator[tuple[Instruction, float, bool]]:
@@ -57,24 +57,24 @@ def _instructions(program: Program) -> Iterator[tuple[Instruction, float, bool]]
     wrapped = {
         name
         for computation in program.computations.values()
-        for one in computation.instructions.values()
-        if one.opcode == "async-start"
-        for name in one.called.values()
+        for start in computation.instructions.values()
+        if start.opcode == "async-start"
+        for name in start.called.values()
     }
     for instruction, computation, times in program.executed():
         if instruction.opcode == "fusion":
             inner = program.computations[instruction.called["calls"]]
-            yield from ((one, times, begins) for one, begins in _fused(inner))
+            yield from ((part, times, begins) for part, begins in _fused(inner))
         else:
             yield instruction, times, instruction.opcode.endswith("-start") or computation.name in wrapped
 
 
 def _fused(inner: Computation) -> Iterator[tuple[Instruction, bool]]:
     """Collectives of a fusion, and whether they run beside arithmetic; not those that began in an earlier one."""
-    begins = any("AsyncCollectiveStart" in one.attributes for one in inner.instructions.values())
-    for one in inner.instructions.values():
-        if begins or "async_collective_fusion_config" not in one.attributes:
-            yield one, begins
+    begins = any("AsyncCollectiveStart" in part.attributes for part in inner.instructions.values())
+    for part in inner.instructions.values():
+        if begins or "async_collective_fusion_config" not in part.attributes:
+            yield part, begins
 
 
 def _collective(kind: str, instruction: Instruction, times: float, asynchronous: bool, mesh: Mesh, chip: Chip):

@@ -48,10 +48,10 @@ def read_kernel(program: Program, instruction: Instruction, computation: Computa
     ValueError: a kernel that is neither splash attention nor says what it computes.
     """
     windows = instruction.name.startswith(window_kernel.NAME)
-    name, shape, each = (_of_windows if windows else _of_splash)(instruction, computation)
+    name, shape, flops = (_of_windows if windows else _of_splash)(instruction, computation)
     moved = times * hbm_bytes(program, instruction, computation)
     what = operation(instruction)
-    return Kernel(name, times, times * each, moved, shape, CAUSAL_SCOPE in what, what)
+    return Kernel(name, times, times * flops, moved, shape, CAUSAL_SCOPE in what, what)
 
 
 def _of_windows(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:
@@ -66,7 +66,9 @@ def _of_windows(instruction: Instruction, computation: Computation) -> tuple[str
 def _of_splash(instruction: Instruction, computation: Computation) -> tuple[str, tuple[int, ...], float]:
     """(name, shape, FLOPs of one run)."""
     name = _NAME.match(instruction.name)
-    arrays = [a for one in instruction.operands for a in computation.instructions[one].arrays if len(a.dims) >= 3]
+    arrays = [
+        a for operand in instruction.operands for a in computation.instructions[operand].arrays if len(a.dims) >= 3
+    ]
     heads = [a.dims for a in arrays if a.dtype in ("bf16", "f16", "f32")]
     if name is None or len(heads) < 3:
         raise ValueError(f"HLO: kernel {instruction.name} ({operation(instruction)}) is not splash attention")
@@ -79,8 +81,8 @@ def _of_splash(instruction: Instruction, computation: Computation) -> tuple[str,
     causal = CAUSAL_SCOPE in operation(instruction)
     share = _causal_share(instruction, name[1], queries, keys) if causal else 1.0
     padded = -(-size // MATRIX_UNIT) * MATRIX_UNIT
-    each = 2.0 * products * math.prod(batch) * count * queries * keys * padded * share
-    return f"splash_{name[1]}", (math.prod(batch), count, queries, keys, size), each
+    flops = 2.0 * products * math.prod(batch) * count * queries * keys * padded * share
+    return f"splash_{name[1]}", (math.prod(batch), count, queries, keys, size), flops
 
 
 def _heads_last(instruction: Instruction, dims: tuple[int, ...], side: str) -> tuple[int, ...]:
@@ -93,10 +95,10 @@ def _heads_last(instruction: Instruction, dims: tuple[int, ...], side: str) -> t
 def _causal_share(instruction: Instruction, kind: str, queries: int, keys: int) -> float:
     """The share of (query block, key block) pairs with something to see in them."""
     suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[kind]
-    found = [re.search(_BLOCK.format(side + suffix), instruction.attributes) for side in ("q", "kv")]
-    if not all(found):
+    blocks = [re.search(_BLOCK.format(side + suffix), instruction.attributes) for side in ("q", "kv")]
+    if not all(blocks):
         raise ValueError(f"HLO: kernel {instruction.name} does not say its block sizes")
-    block_q, block_kv = (int(match[1]) for match in found)
+    block_q, block_kv = (int(match[1]) for match in blocks)
     rows = range(0, queries, block_q)
     seen = sum(math.ceil(min(row + block_q, keys) / block_kv) for row in rows)
     return seen / (len(rows) * math.ceil(keys / block_kv))

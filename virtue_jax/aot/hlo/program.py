@@ -115,8 +115,10 @@ def operation(instruction: Instruction) -> str:
 
 
 def read_program(text: str) -> Program:
-    """Raises:
-    ValueError: no entry computation: not an HLO program.
+    """A compiled program from its text, as XLA prints it.
+
+    Raises:
+        ValueError: no entry computation: not an HLO program.
     """
     computations, entry, lines, name = {}, None, [], None
     for line in text.splitlines():
@@ -210,28 +212,28 @@ def trip_count(program: Program, loop: Instruction, computation: Computation) ->
 
 
 def _constant(inner: Computation, name: str, outer: Computation | None, fusion: Instruction | None) -> int | None:
-    found = inner.instructions.get(name)
-    if found is not None and found.opcode == "parameter" and fusion is not None:
-        found = outer.instructions.get(fusion.operands[int(found.argument)])
-    while found is not None and found.opcode in ("copy", "bitcast") and found.operands:
-        found = (outer or inner).instructions.get(found.operands[0])
-    value = _INTEGER.fullmatch(found.argument) if found is not None and found.opcode == "constant" else None
+    source = inner.instructions.get(name)
+    if source is not None and source.opcode == "parameter" and fusion is not None:
+        source = outer.instructions.get(fusion.operands[int(source.argument)])
+    while source is not None and source.opcode in ("copy", "bitcast") and source.operands:
+        source = (outer or inner).instructions.get(source.operands[0])
+    value = _INTEGER.fullmatch(source.argument) if source is not None and source.opcode == "constant" else None
     return int(value[0]) if value else None
 
 
 def _parameter_source(inner: Computation, name: str, outer: Computation, fusion: Instruction) -> Instruction | None:
-    found = inner.instructions.get(name)
-    if found is None or found.opcode != "parameter":
+    parameter = inner.instructions.get(name)
+    if parameter is None or parameter.opcode != "parameter":
         return None
-    return outer.instructions.get(fusion.operands[int(found.argument)])
+    return outer.instructions.get(fusion.operands[int(parameter.argument)])
 
 
 def _start(computation: Computation, loop: Instruction, index: int) -> int:
     """The counter's first value: 0, unless the compiler peeled turns off, which shows in the tuple."""
-    given = computation.instructions.get(loop.operands[0])
-    if given is None or given.opcode != "tuple" or index >= len(given.operands):
+    carried = computation.instructions.get(loop.operands[0])
+    if carried is None or carried.opcode != "tuple" or index >= len(carried.operands):
         return 0
-    return _constant(computation, given.operands[index], None, None) or 0
+    return _constant(computation, carried.operands[index], None, None) or 0
 
 
 def _frames(text: str) -> dict[int, str]:
@@ -253,10 +255,10 @@ def _table(text: str, title: str, pattern: str) -> list[tuple[str, str]]:
     start = text.find(f"\n{title}\n")
     if start < 0:
         return []
-    found = []
+    entries = []
     for line in text[start + len(title) + 2 :].splitlines():
         match = re.match(pattern, line)
         if not match:
             break
-        found.append((match[1], match[2]))
-    return found
+        entries.append((match[1], match[2]))
+    return entries

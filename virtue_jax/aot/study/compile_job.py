@@ -18,8 +18,8 @@ from pathlib import Path
 from virtue_jax.aot.study.content_key import ROOT
 from virtue_jax.aot.study.entry import Entry, misreport
 from virtue_jax.aot.study.point import Point
+from virtue_jax.exit_status import DOES_NOT_FIT, DONE
 
-FITS, DOES_NOT_FIT = 0, 1
 TOLD = 6  # last lines of a failed command that are kept
 _INSTALLED = re.compile(r"/[^\s\"']*/site-packages/")
 _PATIENCE = 5.0  # seconds between asking a process to end and ending it
@@ -52,7 +52,7 @@ class CompileJob:
         self._seen = 0.0
 
     def start(self) -> None:
-        """Raises OSError: the program cannot be run."""
+        """Starts the command in a session of its own. Raises OSError: the program cannot be run."""
         shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
         self._folder.mkdir()
         line = [*self._command, *self.point.arguments(), "--json", str(self._report)]
@@ -64,6 +64,7 @@ class CompileJob:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},  # its output, and then its error: the last lines are kept
                 start_new_session=True,  # Ctrl-C reaches the study alone, which then ends its processes
                 preexec_fn=_die_with_parent,
             )
@@ -121,7 +122,7 @@ class CompileJob:
         """(report, why there is none)."""
         if code < 0:
             return None, f"killed by signal {-code} ({signal.Signals(-code).name}){self._said()}"
-        if code not in (FITS, DOES_NOT_FIT):
+        if code not in (DONE, DOES_NOT_FIT):
             return None, f"exit status {code}{self._said()}"
         try:
             report = json.loads(_portable(self._report.read_text()))
@@ -143,7 +144,7 @@ def _portable(text: str) -> str:
 
 
 def _contradiction(code: int, report: dict) -> str:
-    if report["fits"] != (code == FITS):
+    if report["fits"] != (code == DONE):
         return f"it says fits = {report['fits']}"
     return ""
 

@@ -22,14 +22,14 @@ LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 class ContentKeys:
     """Keys of points; sources are read once.
 
-    resolve: (arguments of a run file: `--config FILE --config.x=y`) -> its values. entries: modules whose imports, and
+    resolve: (run file, its settings: `--config.x=y`) -> its values. entries: modules whose imports, and
     theirs, are the package's part in a program. program: the compile command where it is not this package's own: it
     may have other versions than this process.
     """
 
     def __init__(
         self,
-        resolve: Callable[[list[str]], dict],
+        resolve: Callable[[str, list[str]], dict],
         *,
         entries: Sequence[str] = ENTRIES,
         root: Path = ROOT,
@@ -38,11 +38,13 @@ class ContentKeys:
         self._resolve, self._entries, self._root, self._program = resolve, entries, root, program
 
     def key(self, point: Point) -> str:
-        """Raises:
-        ValueError: the run file cannot be used with the point's values.
+        """The digest of a point: what is asked, its run file's values, versions and sources.
+
+        Raises:
+            ValueError: the run file cannot be used with the point's values.
         """
         try:
-            values = self._resolve(["--config", point.config, *point.values()])
+            values = self._resolve(point.config, point.values())
         except ValueError as error:
             raise ValueError(f"point {point.name!r}: {error}") from error
         asked = {key: value for key, value in point.inputs().items() if key not in ("config", "overrides")}

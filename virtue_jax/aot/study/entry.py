@@ -25,7 +25,7 @@ class Entry:
     peak_gib: float = 0.0
 
     def write(self, path: Path) -> None:
-        """Raises OSError."""
+        """Writes the entry, whole or not at all. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps({"format": FORMAT} | vars(self), indent=1) + "\n")
 

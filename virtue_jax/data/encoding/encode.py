@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,15 +17,23 @@ from virtue_jax.data.encoding.prompts import EncodedPrompt, encode_prompt, promp
 from virtue_jax.data.encoding.qwen_image import normalise, normalise_patches, qwen_image
 from virtue_jax.data.encoding.sam_image import sam_image, sam_levels
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, InvalidExample
+from virtue_jax.data.example import IMAGE_MARKER, Example, ImageSource, InvalidExample
+from virtue_jax.data.pixels import ImagePixels
+
+
+class TokenGrid(Protocol):
+    """What of an image the text depends on: the vision tokens that it takes, rows and columns of its patches."""
+
+    vision_tokens: int
+    grid: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     """One image for both towers.
 
-    key: the same for the same file or the same bytes and size; images of one key are stored once in a row.
-    size: (H, W) of the image as stored. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
+    key: the same for the same file or bytes, read in the same size; images of one key are stored once in a row.
+    size: (H, W) of the image as read. patches: uint8[P, 588], grey levels. patch_yx: int32[P, 2]. grid: rows and
     columns of patches. sam: uint8[h, w, 3], the picture that SAM-2's input is made of, or None where no prompt is on
     this image; sam_normalised: whether it is CLIP-normalised first (`Compat.sam_source` "qwen"). sam_resized: sam is
     SAM-2's input already, in grey levels uint8[S, S, 3].
@@ -145,7 +154,7 @@ class ExampleEncoder:
         images, order = self._images(example, segmentation, {} if shared is None else shared, pixels)
         size = images[0].size if images else None
         prompt = self._prompt(example, size) if images else None
-        tokens, spans = self._tokens(example, size, [images[i] for i in order])
+        tokens, spans = self.tokens(example, size, [images[i] for i in order])
         vision = _vision_places(len(tokens), spans, images, order)
         tokens[vision >= 0] = 0
         count = self.config.segmentation_tokens if segmentation and images else 0
@@ -159,10 +168,24 @@ class ExampleEncoder:
             origin=example.origin,
         )
 
-    def _tokens(self, example: Example, size, images: list[EncodedImage]) -> tuple[np.ndarray, list[ImageSpan]]:
+    def reads_upright(self, example: Example) -> bool:
+        """Whether the example's pictures are read as viewers show them, not as stored."""
+        return reads_upright(example, self.config.compat)
+
+    def tokens(
+        self, example: Example, size: tuple[int, int] | None, images: Sequence[TokenGrid]
+    ) -> tuple[np.ndarray, list[ImageSpan]]:
+        """int32[n] tokens of the text, `<|image_pad|>` repeated for each of `images`, and where these stand.
+
+        Raises:
+            InvalidExample: a text that does not fit the images, cannot be tokenised or has no token.
+        """
         text = prompt_text(example, size, self.config.compat)
         try:
-            tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
+            if not images and IMAGE_MARKER in example.text:  # what is left of it is a word (`Compat.marker_alone`)
+                tokens, starts = np.array(self.tokenizer.ids(text), np.int32), np.zeros(0, int)
+            else:
+                tokens, starts = self.tokenizer.encode(text, [image.vision_tokens for image in images])
         except ValueError as error:
             raise InvalidExample(f"{example.origin}: {error}") from error
         if not len(tokens):
@@ -179,23 +202,25 @@ class ExampleEncoder:
             points_per_side=self.config.points_per_side,
             compat=self.config.compat,
             origin=example.origin,
+            upright=self.reads_upright(example),
         )
 
     def _images(
         self, example: Example, segmentation: bool, shared: dict, pixels: str
     ) -> tuple[tuple[EncodedImage, ...], list[int]]:
         """The example's distinct images, and for each place in `example.images` which of them stands there."""
-        keys = [image_key(source) for source in example.images]
+        upright = self.reads_upright(example)
+        keys = [image_key(source, upright=upright) for source in example.images]
         distinct = list(dict.fromkeys(keys))
         for number, key in enumerate(distinct):
             with_sam = segmentation and number == 0
             if key not in shared or (with_sam and shared[key].sam is None):
                 source = example.images[keys.index(key)]
-                shared[key] = self._image(source, key, example.origin, with_sam, pixels)
+                picture = load_image(source, example.origin, upright=upright)
+                shared[key] = self._image(picture, key, example.origin, with_sam, pixels)
         return tuple(shared[key] for key in distinct), [distinct.index(key) for key in keys]
 
-    def _image(self, source, key: str, origin: str, with_sam: bool, pixels: str) -> EncodedImage:
-        picture = load_image(source, origin)
+    def _image(self, picture: np.ndarray, key: str, origin: str, with_sam: bool, pixels: str) -> EncodedImage:
         qwen = qwen_image(picture, self.config, origin)
         normalised = self.config.compat.sam_source == "qwen"
         sam = (qwen.pixels if normalised else picture) if with_sam else None
@@ -203,20 +228,29 @@ class ExampleEncoder:
         if resized:
             sam = sam_levels(sam, self.config.sam2.image_size)
         size = picture.shape[:2]
-        return EncodedImage(
-            sized_key(key, size), size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized
-        )
+        key = sized_key(key, size)
+        return EncodedImage(key, size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
 
 
-def image_key(source: str | os.PathLike | bytes) -> str:
-    """Identity of an image: the absolute path of a file, the SHA-256 digest of encoded bytes."""
-    if isinstance(source, bytes):
-        return f"sha256:{hashlib.sha256(source).hexdigest()}"
-    return f"file:{os.path.abspath(source)}"
+def reads_upright(example: Example, compat: Compat) -> bool:
+    """Whether the EXIF orientation of the example's pictures is applied under this behaviour."""
+    return example.upright and compat.exif_orientation == "apply"
+
+
+def image_key(source: ImageSource, *, upright: bool = False) -> str:
+    """Identity of an image as read: the absolute path of a file, the SHA-256 digest of encoded bytes or of pixels; an
+    upright reading is another than that of the pixels as stored."""
+    if isinstance(source, ImagePixels):
+        key = f"pixels:{source.digest}"
+    elif isinstance(source, bytes):
+        key = f"sha256:{hashlib.sha256(source).hexdigest()}"
+    else:
+        key = f"file:{os.path.abspath(source)}"
+    return f"upright {key}" if upright else key
 
 
 def sized_key(key: str, size: tuple[int, int]) -> str:
-    """Identity of an image of `image_key` key as read: a file that changes its size during a run is another image."""
+    """Identity of an image as read: a file whose size (H, W) changes during a run is another image from then on."""
     return f"{key} {size[1]}x{size[0]}"
 
 

@@ -40,6 +40,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         tokenizer_object=tokenizer,
         pad_token=SPECIAL_TOKENS[0],
         eos_token="<|im_end|>",
-        extra_special_tokens=list(SPECIAL_TOKENS),
+        additional_special_tokens=list(SPECIAL_TOKENS),  # by the name that transformers 4 and 5 know
         padding_side="left",
     )

@@ -1,41 +1,102 @@
-"""Image files and bytes -> arrays: RGB images and mask prompts; whatever fails is an error that names row and file."""
+"""Pictures -> arrays: RGB images, their sizes, mask prompts; what fails is an InvalidExample that names row and file.
+
+Every reading takes `upright`: whether the EXIF orientation is applied, so that pixels, sizes, boxes and masks are those
+of the picture as viewers show it, or of the picture as stored.
+"""
 
 import io
 import math
 import os
-import struct
-import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from virtue_jax.data.example import InvalidExample
+from virtue_jax.data.example import ImageBytes, ImageSource, InvalidExample, MaskSource
+from virtue_jax.data.pixels import (
+    ImagePixels,
+    Unsuitable,
+    check_depth,
+    mask_inside,
+    orientation_of,
+    refuse_format,
+    rgb_levels,
+    turned,
+    turned_size,
+)
 
-# What Pillow's decoders raise on damaged files; the format plugins do not agree on one exception.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError, IndexError)
+# Whose size in the header is that of the decoded picture; an icon's, for one, may be another.
+_HEADER_HOLDS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
+_LATE_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+
+Value = TypeVar("Value")
 
 
-def load_image(source: str | os.PathLike | bytes, origin: str) -> np.ndarray:
+def load_image(source: ImageSource, origin: str, *, upright: bool = False) -> np.ndarray:
     """Decodes an image: uint8[H, W, 3], RGB.
 
-    Palette, grey, alpha, CMYK and 16-bit images go through Pillow's `convert("RGB")`, as in the reference: alpha is
-    dropped without blending, and a 16-bit grey image is clipped at 255, not rescaled. EXIF orientation is not applied
-    (the reference does not either), so prompts are in the pixels as stored. Of several frames the first counts.
+    Palette, grey, alpha and CMYK images become RGB as in the reference (alpha is dropped without blending); 16-bit grey
+    is scaled by its range (`pixels.rgb_levels`), where the reference clips it at 255. Of several frames the first
+    counts.
 
     Raises:
-        InvalidExample: missing, unreadable, empty, damaged or truncated file, not an image, or more pixels than
-            Pillow's guard against decompression bombs lets through; names origin, path and remedy.
+        InvalidExample: missing, unreadable, empty, damaged or truncated file, not an image, levels without a range
+            (32-bit integers, floats), more pixels than Pillow's guard against decompression bombs lets through, or
+            whatever else the decoder raises; names origin, path and remedy.
     """
-    return np.asarray(_decode(source, "image", origin, lambda image: image.convert("RGB")))
+    if isinstance(source, ImagePixels):
+        return turned(source.levels, source.orientation) if upright else source.levels
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        check_depth(image)
+        return _as_seen(image, rgb_levels(image), upright)
+
+    return _read(source, "image", origin, pixels)
 
 
-def crop(source: str | os.PathLike | bytes, box: tuple[float, float, float, float], origin: str) -> bytes:
+def image_size(source: ImageSource, origin: str, *, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of what `load_image` gives, from the header alone where the format keeps it there.
+
+    Raises:
+        InvalidExample: as `load_image`, for what the header shows.
+    """
+    if isinstance(source, ImagePixels):
+        return turned_size(source.levels.shape[:2], source.orientation if upright else 1)
+    if isinstance(source, ImageBytes):
+        return turned_size(source.size, source.orientation if upright else 1)
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        check_depth(image)
+        return _size_as_seen(image, upright)
+
+    return _read(source, "image", origin, size)
+
+
+def decoded_whole(encoded: bytes, origin: str) -> ImageBytes:
+    """The bytes of an image, after a look at every pixel, with what the header says.
+
+    Raises:
+        InvalidExample: as `load_image`.
+    """
+
+    def header(image: Image.Image) -> ImageBytes:
+        check_depth(image)
+        size = rgb_levels(image).shape[:2]
+        return ImageBytes(encoded, size, orientation_of(image))
+
+    return _read(encoded, "image", origin, header)
+
+
+def crop(source: ImageSource, box: tuple[float, float, float, float], origin: str, *, upright: bool = False) -> bytes:
     """The pixels of an image inside (x1, y1, x2, y2), edges rounded outwards and cut at the image's own, as PNG.
 
     Raises:
-        InvalidExample: as `load_image`; a box that holds no pixel of the image.
+        InvalidExample: as `load_image`; a box that is not four finite numbers, or holds no pixel of the image.
     """
-    pixels = load_image(source, origin)
+    pixels = load_image(source, origin, upright=upright)
+    if len(box) != 4 or not all(math.isfinite(v) for v in box):
+        raise InvalidExample(f"{origin}: box {list(box)}: expected four finite numbers [x1, y1, x2, y2]")
     x1, y1 = (max(math.floor(v), 0) for v in box[:2])
     x2, y2 = (max(math.ceil(v), 0) for v in box[2:])
     inside = pixels[y1:y2, x1:x2]
@@ -49,8 +110,8 @@ def crop(source: str | os.PathLike | bytes, box: tuple[float, float, float, floa
     return encoded.getvalue()
 
 
-def load_mask(mask: str | os.PathLike | np.ndarray, image_size: tuple[int, int], origin: str) -> np.ndarray:
-    """A mask prompt as bool[H, W], True inside; `image_size` is (H, W) of the image it belongs to.
+def load_mask(mask: MaskSource, image_size: tuple[int, int], origin: str, *, upright: bool = False) -> np.ndarray:
+    """A mask prompt as bool[H, W], True inside; `image_size` is (H, W) of the image it belongs to, as read.
 
     In a file, non-zero is inside: the value of a grey, 16-bit or 1-bit image, the index of a palette image, any colour
     channel of an RGB image; where there is alpha, transparent pixels are outside. Arrays may be bool or integer.
@@ -59,16 +120,33 @@ def load_mask(mask: str | os.PathLike | np.ndarray, image_size: tuple[int, int],
         InvalidExample: as `load_image`; a size other than the image's; an array that is not 2-D bool or integer;
             nothing inside.
     """
-    name = "mask array" if isinstance(mask, np.ndarray) else f"mask {_name(mask)}"
-    inside = _array_inside(mask, origin) if isinstance(mask, np.ndarray) else _file_inside(mask, origin)
-    if inside.shape != tuple(image_size):
+    if isinstance(mask, np.ndarray):
+        inside = _array_inside(mask, origin)
+    else:
+        inside = _read(mask, "mask", origin, lambda image: _as_seen(image, mask_inside(image), upright))
+    _check_mask_size(mask, inside.shape, image_size, origin)
+    if not inside.any():
         raise InvalidExample(
-            f"{origin}: {name} is {_size(inside.shape)}, its image is {_size(image_size)}; "
+            f"{origin}: {_mask_name(mask)} has no pixel inside (all zero); leave the mask out or correct it"
+        )
+    return inside
+
+
+def check_mask(mask: MaskSource, image_size: tuple[int, int], origin: str, *, upright: bool = False) -> None:
+    """What `load_mask` would say of the header, without decoding a file."""
+    if isinstance(mask, np.ndarray):
+        load_mask(mask, image_size, origin)
+        return
+    size = _read(mask, "mask", origin, lambda image: _size_as_seen(image, upright))
+    _check_mask_size(mask, size, image_size, origin)
+
+
+def _check_mask_size(mask: MaskSource, size: tuple, image_size: tuple[int, int], origin: str) -> None:
+    if size != tuple(image_size):
+        raise InvalidExample(
+            f"{origin}: {_mask_name(mask)} is {_size(size)}, its image is {_size(image_size)}; "
             "give the mask in the image's own pixels"
         )
-    if not inside.any():
-        raise InvalidExample(f"{origin}: {name} has no pixel inside (all zero); leave the mask out or correct it")
-    return inside
 
 
 def _array_inside(mask: np.ndarray, origin: str) -> np.ndarray:
@@ -77,34 +155,48 @@ def _array_inside(mask: np.ndarray, origin: str) -> np.ndarray:
     return mask != 0
 
 
-def _file_inside(path: str | os.PathLike, origin: str) -> np.ndarray:
-    def inside(image: Image.Image) -> np.ndarray:
-        values = np.asarray(image)
-        if values.ndim == 2:
-            return values != 0
-        if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
-            return (values[..., :-1] != 0).any(-1) & (values[..., -1] != 0)
-        return (values != 0).any(-1)
-
-    return _decode(path, "mask", origin, inside)
+def _as_seen(image: Image.Image, stored: np.ndarray, upright: bool) -> np.ndarray:
+    return turned(stored, orientation_of(image)) if upright else stored
 
 
-def _decode(source, kind: str, origin: str, read):
+def _size_as_seen(image: Image.Image, upright: bool) -> tuple[int, int]:
+    """(height, width) of an opened picture; decodes it only where its header does not tell."""
+    if image.format not in _HEADER_HOLDS or (upright and image.format == "PNG" and _has_late_metadata(image.fp)):
+        image.load()
+    return turned_size(image.size[::-1], orientation_of(image) if upright else 1)
+
+
+def _has_late_metadata(file) -> bool:
+    """Whether a PNG file has metadata behind its pixels, which Pillow reads with them."""
+    place = file.tell()
+    file.seek(8)
+    pixels = late = False
+    while not late and len(head := file.read(8)) == 8:
+        pixels |= head[4:] == b"IDAT"
+        late = pixels and head[4:] in _LATE_METADATA
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    return late
+
+
+def _read(source, kind: str, origin: str, read: Callable[[Image.Image], Value]) -> Value:
     """`read(image)` of the opened image, with every failure turned into an InvalidExample."""
     name = f"{kind} {_name(source)}"
     _refuse_unreadable(source, name, origin)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
+            refuse_format(image)
             return read(image)
-    except Image.DecompressionBombError as error:
-        raise InvalidExample(f"{origin}: {name} is too large ({error}); make it smaller") from error
-    except Image.UnidentifiedImageError as error:
-        raise InvalidExample(
-            f"{origin}: {name} is not an image that Pillow can read; give a JPEG, PNG, WebP or the like"
-        ) from error
-    except _DECODE_ERRORS as error:
-        raise InvalidExample(f"{origin}: {name} is damaged or truncated ({error}); fetch or write it again") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        wrong = f"is too large ({error or 'no memory for it'}); make it smaller"
+    except Image.UnidentifiedImageError:
+        wrong = "is not an image that Pillow can read; give a JPEG, PNG, WebP or the like"
+    except Unsuitable as error:
+        wrong = f"cannot be used ({error})"
+    except Exception as error:  # decoders do not agree on what to raise for damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        wrong = f"is damaged or truncated ({reason}); fetch or write it again"
+    raise InvalidExample(f"{origin}: {name} {wrong}")
 
 
 def _refuse_unreadable(source, name: str, origin: str) -> None:
@@ -123,7 +215,13 @@ def _refuse_unreadable(source, name: str, origin: str) -> None:
 
 
 def _name(source) -> str:
+    if isinstance(source, ImagePixels):
+        return "(held in memory)"
     return f"({len(source)} encoded bytes)" if isinstance(source, bytes) else repr(os.fspath(source))
+
+
+def _mask_name(mask) -> str:
+    return "mask array" if isinstance(mask, np.ndarray) else f"mask {_name(mask)}"
 
 
 def _size(shape: tuple[int, ...]) -> str:

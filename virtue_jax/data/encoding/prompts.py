@@ -1,5 +1,6 @@
 """Visual prompts: how they are written into the text, and what SAM-2's prompt encoder gets of them."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +9,14 @@ from virtue_jax.batch import NOT_A_POINT
 from virtue_jax.config import Compat
 from virtue_jax.data.encoding.images import load_mask
 from virtue_jax.data.encoding.tokens import IMAGE_TOKEN
-from virtue_jax.data.example import NEGATIVE, POSITIVE, Example, InvalidExample, VisualPrompt
+from virtue_jax.data.example import IMAGE_MARKER, NEGATIVE, POSITIVE, Example, InvalidExample, VisualPrompt
 
 SAM_FRAME = 1024  # side of the frame that `VisualPrompt.frame` "sam" means, whatever SAM's input size is
 BOX_CORNERS = (2, 3)  # SAM-2's labels of a box's top-left and bottom-right corner
 MASK_LOGIT = 10.0  # of a binary mask's inside; its outside is the negative (golden README, section 5, item 3)
+_LEADING_MARKER = re.compile(rf"^{re.escape(IMAGE_MARKER)}[\n ]?")  # with what parts it from the text
 _BOX_TOLERANCE = 1.0  # image pixels by which rounding may push a box over the edge
+_LEAST_SIDE = 1 - 1e-6  # of a box, pixels of its frame; x1 + width - x1 may fall short of width by rounding
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
 
     A text that holds `<|image_pad|>`, and the text of an example without images, are taken as they are. Else the
     template, line by line: the compat's markup once per image; the text, if any (an empty one makes no line); the
-    coordinates, if `coordinates_in_text`:
+    coordinates, if `coordinates_in_text`. Where the text holds `<|image_1|>`, the markup stands there instead of in a
+    line of its own; without an image the marker is dropped, or kept as a word (`Compat.marker_alone`). Coordinates:
 
     - box: `Referring object bbox: [x1, y1, x2, y2]`, as the reference's SCaR data has it, integers where integral;
     - one positive point: `Referring object point: (x, y)`, whole pixels (rounded down) as the reference's demo has it.
@@ -44,8 +48,10 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
     image's pixels, so those given in SAM's frame are scaled and rounded down, as the demo does.
 
     Raises:
-        InvalidExample: as many `<|image_pad|>` as images are needed; names both numbers.
+        InvalidExample: as many `<|image_pad|>` as images are needed; names both numbers. More markers than one image.
     """
+    if IMAGE_MARKER in example.text and IMAGE_TOKEN not in example.text:
+        return _at_marker(example, image_size, compat)
     if IMAGE_TOKEN in example.text or not example.images:
         placeholders = example.text.count(IMAGE_TOKEN)
         if placeholders != len(example.images):
@@ -57,15 +63,30 @@ def prompt_text(example: Example, image_size: tuple[int, int] | None, compat: Co
     lines = [compat.image_markup * len(example.images)]
     if example.text:
         lines.append(example.text)
-    if example.prompt is not None and compat.coordinates_in_text:
-        lines += _coordinate_lines(example.prompt, image_size)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_coordinate_lines(example.prompt, image_size, compat)])
+
+
+def _at_marker(example: Example, image_size: tuple[int, int] | None, compat: Compat) -> str:
+    """The text with what stands for its image in the marker's place."""
+    markers, images = example.text.count(IMAGE_MARKER), len(example.images)
+    if markers > 1 or images > 1:
+        raise InvalidExample(
+            f"{example.origin}: {markers} {IMAGE_MARKER} in the text for {images} images; the marker stands once, for "
+            f"one image: write {IMAGE_TOKEN} once per image, or none"
+        )
+    if example.images:
+        text = example.text.replace(IMAGE_MARKER, compat.image_markup)
+        return "\n".join([text, *_coordinate_lines(example.prompt, image_size, compat)])
+    if compat.marker_alone == "token":
+        return example.text.replace(IMAGE_MARKER, IMAGE_TOKEN)
+    return _LEADING_MARKER.sub("", example.text).replace(IMAGE_MARKER, "")
 
 
 def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Compat, origin: str) -> None:
     """Refuses a prompt that the compat cannot honour or that lies outside its frame.
 
-    Points may lie on the frame's edge; a box may reach over it by at most one image pixel, for rounding's sake.
+    Points may lie on the frame's edge; a box may reach over it by at most one image pixel, for rounding's sake. A box
+    less than a pixel of its frame wide or high was given in fractions of the image.
 
     Raises:
         InvalidExample: names frame size, value and remedy.
@@ -78,6 +99,11 @@ def check_prompt(prompt: VisualPrompt, image_size: tuple[int, int], compat: Comp
     if prompt.box is not None:
         slack = np.array([width, height]) / np.array(image_size[::-1]) * _BOX_TOLERANCE
         corners = np.array(prompt.box, np.float64).reshape(2, 2)
+        if (corners[1] - corners[0] < _LEAST_SIDE).any():
+            raise InvalidExample(
+                f"{origin}: box [{_listed(prompt.box)}] is less than a pixel wide or high in the {frame}: give it in "
+                "pixels, not as fractions from 0 to 1"
+            )
         clipped = np.clip(corners, 0, [width, height])
         if (np.abs(corners - clipped) > slack).any() or (clipped[0] >= clipped[1]).any():
             raise InvalidExample(f"{origin}: box [{_listed(prompt.box)}] is outside the {frame}: {remedy}")
@@ -94,12 +120,14 @@ def encode_prompt(
     points_per_side: int,
     compat: Compat,
     origin: str,
+    upright: bool = False,
 ) -> EncodedPrompt:
     """A prompt on an image of image_size (H, W) for a SAM input of side `sam_size`; None = the points of `point_grid`.
 
     Order: box corners, points, then SAM-2's padding point wherever there is any (none for a mask alone: its
     image predictor's convention). A box over the edge by rounding is clipped, except where `Compat.box_frame` is
-    "verbatim": there its numbers stay as they are, only scaled from SAM_FRAME to `sam_size`.
+    "verbatim": there its numbers stay as they are, only scaled from SAM_FRAME to `sam_size`. upright: whether a mask
+    file is read as viewers show it, as its image is.
 
     Raises:
         InvalidExample: as `check_prompt` and `load_mask`.
@@ -115,7 +143,9 @@ def encode_prompt(
     scale = sam_size / np.array(_frame_size(prompt, image_size))
     points += [np.array(point[:2]) * scale for point in prompt.points]
     labels += [int(point[2]) for point in prompt.points]
-    mask = None if prompt.mask is None else mask_logits(load_mask(prompt.mask, image_size, origin), sam_size // 4)
+    mask = None
+    if prompt.mask is not None:
+        mask = mask_logits(load_mask(prompt.mask, image_size, origin, upright=upright), sam_size // 4)
     return _sparse(points, labels, mask)
 
 
@@ -167,12 +197,14 @@ def _refuse_beyond_single(prompt: VisualPrompt, origin: str) -> None:
         )
 
 
-def _coordinate_lines(prompt: VisualPrompt, image_size: tuple[int, int]) -> list[str]:
+def _coordinate_lines(prompt: VisualPrompt | None, image_size: tuple[int, int], compat: Compat) -> list[str]:
+    if prompt is None or not compat.coordinates_in_text:
+        return []
     to_image = np.array(image_size[::-1]) / SAM_FRAME if prompt.frame == "sam" else None
     lines = []
     if prompt.box is not None:
         box = prompt.box if to_image is None else [int(v) for v in np.array(prompt.box) * np.tile(to_image, 2)]
-        lines.append(f"Referring object bbox: [{_listed(box)}]")
+        lines.append(f"Referring object bbox: [{_listed(box, compat.box_numbers)}]")
     for label, word in ((POSITIVE, "object"), (NEGATIVE, "background")):
         points = [np.array(p[:2]) * (1.0 if to_image is None else to_image) for p in prompt.points if p[2] == label]
         if points:
@@ -181,7 +213,11 @@ def _coordinate_lines(prompt: VisualPrompt, image_size: tuple[int, int]) -> list
     return lines
 
 
-def _listed(values) -> str:
-    """Numbers as Python writes them in a list, whole ones without a fraction."""
-    numbers = [float(value) for value in values]
-    return ", ".join(str(int(number)) if number.is_integer() else repr(number) for number in numbers)
+def _listed(values, box_numbers: str = "integral") -> str:
+    """Numbers as Python writes them in a list; "integral": whole ones without a fraction."""
+
+    def written(value) -> str:
+        whole = float(value).is_integer() if box_numbers == "integral" else isinstance(value, int | np.integer)
+        return str(int(value)) if whole else repr(float(value))
+
+    return ", ".join(map(written, values))

@@ -60,17 +60,22 @@ def qwen_image(image: np.ndarray, config: VirtueConfig, origin: str) -> QwenImag
         InvalidExample: aspect ratio over 200; the reference squashes such an image into a square without a word.
     """
     height, width = image.shape[:2]
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise InvalidExample(
-            f"{origin}: image of {width}x{height} pixels (width x height): one side is more than {MAX_ASPECT_RATIO} "
-            "times the other; crop it or cut it into pieces"
-        )
+    check_aspect_ratio(height, width, origin)
     picture = Image.fromarray(image)
     if min(height, width) < _factor(config):
         picture = picture.resize((2 * _factor(config),) * 2, Image.Resampling.BICUBIC)
     height, width = resized_size(height, width, config)
     pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
     return QwenImage(pixels, *patchify(pixels, config.vision.patch_size, config.vision.spatial_merge_size))
+
+
+def check_aspect_ratio(height: int, width: int, origin: str) -> None:
+    """Raises InvalidExample for an image that is more than 200 times as long as wide."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise InvalidExample(
+            f"{origin}: image of {width}x{height} pixels (width x height): one side is more than {MAX_ASPECT_RATIO} "
+            "times the other; crop it or cut it into pieces"
+        )
 
 
 def resized_size(height: int, width: int, config: VirtueConfig) -> tuple[int, int]:

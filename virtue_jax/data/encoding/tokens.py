@@ -1,5 +1,6 @@
 """Text -> token ids with the checkpoint's own tokenizer; image placeholders -> vision tokens."""
 
+import json
 import os
 from collections.abc import Sequence
 
@@ -33,11 +34,9 @@ class Tokenizer:
             FileNotFoundError: no such folder, or no tokenizer files in it.
             ValueError: files that `transformers` cannot read, or a tokenizer without `<|image_pad|>`.
         """
-        from transformers import AutoTokenizer  # takes seconds to import; only whoever loads a tokenizer pays
-
         _require_files(folder)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(os.fspath(folder), local_files_only=True)
+            tokenizer = _read(os.fspath(folder))
         except Exception as error:
             raise ValueError(
                 f"{folder}: tokenizer files that transformers cannot read ({error}); copy them anew"
@@ -52,8 +51,15 @@ class Tokenizer:
         self.tokenizer.save_pretrained(os.fspath(folder))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens in it recognised, none added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of a text, special tokens in it recognised, none added.
+
+        Raises:
+            ValueError: a text that the tokenizer does not take.
+        """
+        try:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:  # what the Rust tokenizer does not take it refuses by type
+            raise ValueError(f"the tokenizer does not take the text {text[:80]!a} ({error}); correct it") from error
 
     def encode(self, text: str, vision_tokens: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
         """Ids with the i-th `<|image_pad|>` repeated `vision_tokens[i]` times: (int32[n], first slot of each image).
@@ -88,6 +94,22 @@ def _special_id(tokenizer, token: str) -> int:
     if found is None or tokenizer.convert_ids_to_tokens(found) != token:
         raise ValueError(f"the tokenizer has no {token}; use the tokenizer files of a Qwen2-VL checkpoint")
     return found
+
+
+def _read(folder: str):
+    """transformers 4 reads what 5 wrote too: there, one class and the list of special tokens go by other names."""
+    import transformers  # takes seconds to import; only whoever loads a tokenizer pays
+
+    reader, names = transformers.AutoTokenizer, {}
+    path = os.path.join(folder, "tokenizer_config.json")
+    if int(transformers.__version__.partition(".")[0]) < 5 and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        if config.get("tokenizer_class") == "TokenizersBackend":
+            reader = transformers.PreTrainedTokenizerFast
+        if isinstance(special := config.get("extra_special_tokens"), list):
+            names = {"extra_special_tokens": {}, "additional_special_tokens": special}
+    return reader.from_pretrained(folder, local_files_only=True, **names)
 
 
 def _require_files(folder: str | os.PathLike) -> None:

@@ -1,13 +1,18 @@
-"""Rows of a parquet file by number, without a Python object for any row that is not asked for."""
+"""Rows of a parquet file: read by number, without a Python object for any row that is not asked for, and written."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from virtue_jax.atomic_files import new_file
 from virtue_jax.data.example import InvalidExample
+from virtue_jax.data.unreadable import Unreadable, readable
+
+_ROWS_PER_GROUP = 2048
 
 
 class ParquetRows:
@@ -45,9 +50,31 @@ class ParquetRows:
         return self._length
 
     def __getitem__(self, row: int) -> dict:
-        """The row's values as plain Python objects, by column."""
+        """The row's values as plain Python objects, by column.
+
+        Raises:
+            InvalidExample: a value that Python cannot hold, a text that is not UTF-8 most often; names row and column.
+        """
         table = self._open()
-        return {name: table.column(name)[row].as_py() for name in self.columns}
+        return {name: self._value(table.column(name), row, name) for name in self.columns}
+
+    def texts(self, name: str) -> list[object]:
+        """A column's values, None where one cannot be read: its row says why."""
+        column = self.column(name)
+        try:
+            return column.to_pylist()
+        except Exception:  # one bad value spoils the whole list
+            values = (readable(self.origin(row), self._value, column, row, name) for row in range(len(self)))
+            return [None if isinstance(value, Unreadable) else value for value in values]
+
+    def _value(self, column: pa.ChunkedArray, row: int, name: str) -> object:
+        try:
+            return column[row].as_py()
+        except UnicodeDecodeError as error:
+            wrong = f"is not UTF-8 ({error.reason} at byte {error.start}); write the column as UTF-8"
+        except Exception as error:  # of dates and the like that Python has no value for
+            wrong = f"cannot be read as {column.type} ({error}); write it as the type that this column should have"
+        raise InvalidExample(f"{self.origin(row)}: {name} {wrong}")
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self._open().column(name)
@@ -64,7 +91,7 @@ class ParquetRows:
                 self._table = pq.ParquetFile(self.path, memory_map=True, read_dictionary=self._repeated).read(
                     self.columns
                 )
-            except (pa.ArrowException, OSError) as error:
+            except Exception as error:  # Arrow raises OSError, its own, and plain ValueError
                 raise InvalidExample(f"{self.path}: damaged parquet ({error}); fetch or write it again") from error
         return self._table
 
@@ -78,8 +105,10 @@ def read_footer(path: Path) -> pq.FileMetaData:
     if not path.is_file():
         raise InvalidExample(f"{path}: no such file; check the path")
     try:
-        return pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(path)
+        metadata.schema.to_arrow_schema()  # as readers do, who may rely on it
+        return metadata
+    except Exception as error:
         raise InvalidExample(f"{path}: not a whole parquet file ({error}); fetch or write it again") from error
 
 
@@ -104,3 +133,28 @@ def parquet_files(where: str | os.PathLike | Sequence[str | os.PathLike], column
             raise InvalidExample(f"{path}: no parquet file with column {column!r} in this folder; it has {found}")
         files += chosen
     return files
+
+
+@contextmanager
+def write_rows(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
+    """Yields what takes rows, {column: value} each, for a file that appears whole when the block succeeds.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written. pa.ArrowException: values of another type.
+    """
+    waiting: list[dict] = []
+
+    with new_file(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as table:
+
+        def flush() -> None:
+            table.write_table(pa.Table.from_pylist(waiting, schema))
+            waiting.clear()
+
+        def write(rows: list[dict]) -> None:
+            waiting.extend(rows)
+            if len(waiting) >= _ROWS_PER_GROUP:
+                flush()
+
+        yield write
+        if waiting:
+            flush()

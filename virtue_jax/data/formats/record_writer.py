@@ -12,8 +12,8 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 
-from virtue_jax.data.example import InvalidExample
-from virtue_jax.data.formats.records import SPLIT, RecordTables, dataset_info
+from virtue_jax.data.example import ImageBytes, InvalidExample
+from virtue_jax.data.formats.records import SPLIT, dataset_info, stored_pair, to_record
 from virtue_jax.data.pair_source import PairSource, pair_origin, read_row, row_origin
 from virtue_jax.data.unreadable import Quarantine, Unreadable, readable, too_many_bad
 
@@ -89,7 +89,7 @@ def _write(source: PairSource, writer, quarantine: Quarantine, bad_rows: float, 
         made.bad += bad
         made.pairs += pairs
         if bad:
-            quarantine.add([row.entry(number) for row in bad])
+            quarantine.add([unreadable.entry(number) for unreadable in bad])
             _check_bad(made, bad_rows)
         if record is not None:
             batch.append(record)
@@ -111,17 +111,13 @@ class _Read(NamedTuple):
 
 
 def _read(source: PairSource, row: int) -> _Read:
-    tables, pairs, bad = RecordTables(), 0, []
-    element = read_row(source, row)
+    shared: dict[str, ImageBytes] = {}
+    element, good, bad = read_row(source, row), [], []
     for pair in element:
-        failure = pair
         if not isinstance(pair, Unreadable):
-            failure = readable(pair_origin(source, row, element, pair), tables.add, pair)
-        if failure is None:
-            pairs += 1
-        else:
-            bad.append(failure)
-    return _Read(tables.record(row_origin(source, row)) if pairs else None, pairs, bad)
+            pair = readable(pair_origin(source, row, element, pair), stored_pair, pair, shared)
+        (bad if isinstance(pair, Unreadable) else good).append(pair)
+    return _Read(to_record(row_origin(source, row), good) if good else None, len(good), bad)
 
 
 def _records(source: PairSource) -> Iterator[_Read]:

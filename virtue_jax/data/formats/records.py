@@ -8,18 +8,20 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import ExifTags, Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.proto import tf_example_pb2
 
 from virtue_jax.data.encoding.encode import image_key
-from virtue_jax.data.encoding.images import load_image, load_mask
+from virtue_jax.data.encoding.images import decoded_whole, image_size, load_image, load_mask
 from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair, VisualPrompt
+from virtue_jax.data.pixels import ImagePixels
 
-NAME, VERSION, SPLIT = "virtue_pairs", "1.0.0", "train"
+NAME, VERSION, SPLIT = "virtue_pairs", "1.1.0", "train"
 _QUERY, _POSITIVE, _NEGATIVE = range(3)
 _ROLES = ("query", "positive", "negative")
 _NONE = -1
@@ -42,7 +44,9 @@ def _features() -> tfds.features.FeaturesDict:
     return kinds.FeaturesDict(
         {
             "origin": kinds.Text(),
-            "images": kinds.Sequence({"encoded": kinds.Image(), "height": np.int32, "width": np.int32}),
+            "images": kinds.Sequence(
+                {"encoded": kinds.Image(), "height": np.int32, "width": np.int32, "orientation": np.int32}
+            ),
             "masks": kinds.Sequence(kinds.Image(shape=(None, None, 1), encoding_format="png")),
             "examples": kinds.Sequence(
                 {
@@ -51,6 +55,7 @@ def _features() -> tfds.features.FeaturesDict:
                     "text": kinds.Text(),
                     "prompt": kinds.Text(),
                     "mask": np.int32,
+                    "upright": np.int32,
                 }
             ),
             "uses": kinds.Sequence({"example": np.int32, "image": np.int32}),
@@ -58,79 +63,96 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-class RecordTables:
-    """The record of an element, pair by pair: each image and mask is read and decoded whole, and an image that several
-    examples show is stored once."""
+class StoredExample(NamedTuple):
+    """An example as a record holds it: its images as (`image_key`, encoded bytes), its mask as a PNG."""
 
-    def __init__(self):
-        self._images: list[ImageBytes] = []
-        self._places: dict[str, int] = {}  # of images, by `image_key`
-        self._masks: list[bytes] = []
-        self._examples: list[dict] = []
-        self._uses: list[dict] = []
-
-    def add(self, pair: TrainingPair) -> None:
-        """Adds a pair, or nothing of it but images.
-
-        Raises:
-            InvalidExample, OSError: an image or mask that cannot be read or decoded; names the row it belongs to.
-        """
-        sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
-        shown = [(role, example, self._shown(example)) for role, examples in sides for example in examples]
-        masks = [self._mask(example, places) for _, example, places in shown]
-        prompts = [_prompt(example.prompt) for _, example, _ in shown]  # the last that may fail
-        for (role, example, places), mask, prompt in zip(shown, masks, prompts, strict=True):
-            self._uses += [{"example": len(self._examples), "image": place} for place in places]
-            row = {"role": role, "origin": _told(example.origin), "text": example.text.encode(), "prompt": prompt}
-            self._examples.append(row | {"mask": _NONE if mask is None else len(self._masks)})
-            self._masks += [] if mask is None else [mask]
-
-    def record(self, origin: str) -> dict:
-        images = [{"encoded": io.BytesIO(one), "height": one.size[0], "width": one.size[1]} for one in self._images]
-        masks = [io.BytesIO(mask) for mask in self._masks]
-        tables = {"images": images, "masks": masks, "examples": self._examples, "uses": self._uses}
-        return {"origin": _told(origin)} | tables
-
-    def _shown(self, example: Example) -> list[int]:
-        """Places of the example's images."""
-        places = []
-        for source in example.images:
-            key = image_key(source)
-            if key not in self._places:
-                self._images.append(_checked_image(source, example.origin))
-                self._places[key] = len(self._images) - 1
-            places.append(self._places[key])
-        return places
-
-    def _mask(self, example: Example, places: list[int]) -> bytes | None:
-        """PNG"""
-        if example.prompt is None or example.prompt.mask is None:
-            return None
-        encoded = io.BytesIO()
-        inside = load_mask(example.prompt.mask, self._images[places[0]].size, example.origin)
-        Image.fromarray(inside).save(encoded, "PNG")
-        return encoded.getvalue()
+    role: int
+    example: Example
+    images: tuple[tuple[str, ImageBytes], ...]
+    mask: bytes | None
 
 
-def _prompt(prompt: VisualPrompt | None) -> str:
+def stored_pair(pair: TrainingPair, shared: dict[str, ImageBytes]) -> tuple[StoredExample, ...]:
+    """The pair's examples, query first; every image and mask is read and decoded whole. shared: images by key that
+    earlier pairs read and later ones may take.
+
+    Raises:
+        InvalidExample, OSError: an image or mask that cannot be read or decoded; names the row it belongs to.
+    """
+    sides = ((_QUERY, (pair.query,)), (_POSITIVE, pair.positives), (_NEGATIVE, pair.negatives))
+    return tuple(_stored(role, example, shared) for role, examples in sides for example in examples)
+
+
+def to_record(origin: str, pairs: Sequence[Sequence[StoredExample]]) -> dict:
+    """The record of an element, the inverse of `from_record`: values of `dataset_info`'s features. A pure function; an
+    image that several examples show is stored once."""
+    images: dict[str, ImageBytes] = {}
+    tables: dict[str, list] = {"masks": [], "examples": [], "uses": []}
+    for role, example, shown, mask in (stored for pair in pairs for stored in pair):
+        images |= {key: image for key, image in shown if key not in images}
+        places = list(images)
+        tables["uses"] += [{"example": len(tables["examples"]), "image": places.index(key)} for key, _ in shown]
+        values = {"role": role, "origin": _origin_bytes(example.origin), "text": example.text.encode()}
+        values["upright"] = int(example.upright)
+        number = _NONE if mask is None else len(tables["masks"])
+        tables["examples"].append(values | {"prompt": _prompt_json(example.prompt), "mask": number})
+        tables["masks"] += [] if mask is None else [io.BytesIO(mask)]
+    stored = [
+        {"encoded": io.BytesIO(x), "height": x.size[0], "width": x.size[1], "orientation": x.orientation}
+        for x in images.values()
+    ]
+    return {"origin": _origin_bytes(origin), "images": stored} | tables
+
+
+def _stored(role: int, example: Example, shared: dict[str, ImageBytes]) -> StoredExample:
+    images = []
+    for source in example.images:
+        key = image_key(source)
+        if key not in shared:
+            shared[key] = _checked_image(source, example.origin)
+        images.append((key, shared[key]))
+    mask = None if example.prompt is None else example.prompt.mask
+    if mask is None:
+        return StoredExample(role, example, tuple(images), None)
+    size = image_size(images[0][1], example.origin, upright=example.upright)
+    inside = load_mask(mask, size, example.origin, upright=example.upright)
+    return StoredExample(role, example, tuple(images), _png(inside))
+
+
+def _png(mask: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(mask).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _prompt_json(prompt: VisualPrompt | None) -> str:
     return "" if prompt is None else json.dumps({"box": prompt.box, "points": prompt.points, "frame": prompt.frame})
 
 
-def _told(origin: str) -> bytes:
+def _origin_bytes(origin: str) -> bytes:
     """File names may hold bytes that are no text."""
     return origin.encode(errors="backslashreplace")
 
 
 def _checked_image(source, origin: str) -> ImageBytes:
     """The bytes of an image that have been decoded whole."""
+    if isinstance(source, ImagePixels):
+        source = _encoded(source)
     if isinstance(source, bytes):
-        return ImageBytes(source, load_image(source, origin).shape[:2])
+        return decoded_whole(source, origin)
     try:
-        encoded = Path(source).read_bytes()
-        return ImageBytes(encoded, load_image(encoded, origin).shape[:2])
+        return decoded_whole(Path(source).read_bytes(), origin)
     except (InvalidExample, OSError):
         load_image(source, origin)  # the same error, with the file's name in it
         raise
+
+
+def _encoded(image: ImagePixels) -> bytes:
+    """PNG, with the orientation."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = image.orientation
+    Image.fromarray(image.levels).save(file, "PNG", exif=exif)
+    return file.getvalue()
 
 
 def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
@@ -146,29 +168,32 @@ def from_record(record: bytes) -> tuple[str, tuple[TrainingPair, ...]]:
     def numbers(name: str) -> Sequence[int]:
         return columns[name].int64_list.value
 
-    stored = zip(texts("images/encoded"), numbers("images/height"), numbers("images/width"), strict=True)
-    images = [ImageBytes(encoded, (height, width)) for encoded, height, width in stored]
+    headers = (numbers(f"images/{name}") for name in ("height", "width", "orientation"))
+    stored = zip(texts("images/encoded"), *headers, strict=True)
+    images = [ImageBytes(encoded, (height, width), orientation) for encoded, height, width, orientation in stored]
     masks = texts("masks")
     shown: list[list[ImageBytes]] = [[] for _ in numbers("examples/role")]
     for example, image in zip(numbers("uses/example"), numbers("uses/image"), strict=True):
         shown[example].append(images[image])
-    told = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
-    rows = zip(numbers("examples/role"), *told, numbers("examples/mask"), shown, strict=True)
+    columns_of_text = (texts(f"examples/{name}") for name in ("origin", "text", "prompt"))
+    flags = (numbers(f"examples/{name}") for name in ("mask", "upright"))
+    rows = zip(numbers("examples/role"), *columns_of_text, *flags, shown, strict=True)
     pairs: list[tuple[list[Example], ...]] = []
-    for role, origin, text, prompt, mask, sources in rows:
+    for role, origin, text, prompt, mask, upright, sources in rows:
         if role == _QUERY:
             pairs.append(tuple([] for _ in _ROLES))
         visual = _visual_prompt(prompt, masks[mask] if mask != _NONE else None)
-        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode()))
-    made = tuple(TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs)
+        pairs[-1][role].append(Example(text.decode(), tuple(sources), visual, origin.decode(), bool(upright)))
     (origin,) = texts("origin")
-    return origin.decode(), made
+    return origin.decode(), tuple(
+        TrainingPair(query, tuple(positives), tuple(negatives)) for (query,), positives, negatives in pairs
+    )
 
 
-def _visual_prompt(told: bytes, mask: bytes | None) -> VisualPrompt | None:
-    if not told:
+def _visual_prompt(numbers: bytes, mask: bytes | None) -> VisualPrompt | None:
+    if not numbers:
         return None
-    values = json.loads(told)
+    values = json.loads(numbers)
     box = None if values["box"] is None else tuple(values["box"])
     decoded = None if mask is None else np.asarray(Image.open(io.BytesIO(mask)), bool)
     return VisualPrompt(box, tuple(map(tuple, values["points"])), decoded, values["frame"])

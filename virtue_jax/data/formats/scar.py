@@ -1,7 +1,7 @@
 """SCaR (Segmentation-and-Scene Caption Retrieval): its published train and eval parquet as pairs and questions.
 
 Rows point at an object by `bbox` (x, y, w, h in the image's own pixels), and may carry a `segmentation` and, in
-scenes, a `point`. The texts' `<|image_1|>` is removed: the compat's template writes the image markup.
+scenes, a `point`. Texts stay as they are, `<|image_1|>` included: the encoder writes the image's markup there.
 """
 
 import hashlib
@@ -13,23 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from virtue_jax.data.example import Example, TrainingPair
+from virtue_jax.data.example import IMAGE_MARKER, Example, TrainingPair
 from virtue_jax.data.formats.parquet import parquet_files
+from virtue_jax.data.formats.scar_columns import EVAL_REQUIRED, TRAIN_REQUIRED
 from virtue_jax.data.formats.scar_row import (
-    bare_text,
     candidate_texts,
     object_box,
     object_mask,
     object_point,
     object_prompt,
 )
-from virtue_jax.data.formats.table_rows import TableRows
+from virtue_jax.data.formats.table_rows import TableRows, marked_text
 from virtue_jax.data.pair_source import PairRows
 
 PROMPT_KINDS = ("box", "point", "mask", "none")
-
-_EVAL = ("qry_text", "qry_image_path", "tgt_text", "neg_types", "bbox", "category", "image_id")
-_TRAIN = ("qry", "qry_image_path", "pos_text", "pos_image_path", "bbox")
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class ScarTraining(_ScarRows, PairRows):
         self.seed = seed
         pointing = ["point"] if self.prompts.keys() & {"point"} else []
         segmentation = ["segmentation"] if self.prompts.keys() & {"point", "mask"} else []
-        super().__init__(where, _TRAIN, ["neg_text", "neg_image_path", *pointing, *segmentation], image_root)
+        super().__init__(where, TRAIN_REQUIRED, ["neg_text", "neg_image_path", *pointing, *segmentation], image_root)
 
     def pair(self, row: int) -> TrainingPair:
         table, number = self.locate(row)
@@ -104,7 +101,11 @@ class ScarTraining(_ScarRows, PairRows):
         image = self.image_path(table, values["qry_image_path"], origin)
         kind = _choose(self.prompts, f"{self.seed}:{table.path.name}:{number}")
         query = Example(
-            bare_text(values["qry"], "qry", origin), (image,), object_prompt(kind, values, image, origin), origin
+            marked_text(values["qry"], "qry", origin),
+            (image,),
+            object_prompt(kind, values, image, origin),
+            origin,
+            False,
         )
         positive = self.side("positive", table, values["pos_text"], values["pos_image_path"], origin)
         return TrainingPair(query, positive, self.negatives(table, values, origin))
@@ -118,6 +119,7 @@ class ScarEvaluation(_ScarRows):
         image_root: as `ScarTraining`.
         prompt: kind of prompt on the query (PROMPT_KINDS).
         masks: whether to decode each row's segmentation, for `mask` and, without a `point` column, `point`.
+        gap: what stands between the image and the query's text (`Compat.evaluation_gap`).
 
     Raises:
         InvalidExample: as `ScarTraining`.
@@ -130,11 +132,13 @@ class ScarEvaluation(_ScarRows):
         image_root: str | os.PathLike | None = None,
         prompt: str = "box",
         masks: bool = False,
+        gap: str = "",
     ):
+        self.gap = gap
         self.prompt = next(iter(_checked_weights({prompt: 1.0})))
         self.masks = masks
         segmentation = ["segmentation"] if masks or prompt in ("point", "mask") else []
-        super().__init__(where, _EVAL, ["tgt_image_path", "point", *segmentation], image_root)
+        super().__init__(where, EVAL_REQUIRED, ["tgt_image_path", "point", *segmentation], image_root)
 
     def __getitem__(self, row: int) -> ScarQuestion:
         table, number = self.locate(row)
@@ -144,7 +148,7 @@ class ScarEvaluation(_ScarRows):
         mask = object_mask(values, image, origin) if self.masks else None
         prompt = object_prompt(self.prompt, values, image, origin)
         return ScarQuestion(
-            query=Example(bare_text(values["qry_text"], "qry_text", origin), (image,), prompt, origin),
+            query=Example(self._query_text(values["qry_text"], origin), (image,), prompt, origin, upright=False),
             candidates=candidates,
             types=types,
             box=object_box(values["bbox"], origin),
@@ -155,6 +159,9 @@ class ScarEvaluation(_ScarRows):
             dataset=dataset_name(table.path),
             row=row,
         )
+
+    def _query_text(self, value: object, origin: str) -> str:
+        return marked_text(value, "qry_text", origin).replace(IMAGE_MARKER, IMAGE_MARKER + self.gap)
 
 
 def dataset_name(path: Path) -> str:

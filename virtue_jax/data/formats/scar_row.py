@@ -4,26 +4,14 @@ import json
 import math
 
 import numpy as np
-from PIL import Image
 
+from virtue_jax.data.encoding.images import image_size
 from virtue_jax.data.example import POSITIVE, InvalidExample, VisualPrompt
+from virtue_jax.data.formats.table_rows import as_list
 from virtue_jax.data.masks import decode_segmentation, deepest_pixel
 
-IMAGE_MARKER = "<|image_1|>"
 CANDIDATES = 10
 CANDIDATE_TYPES = ("gt", "global_context", "background_relation", "object_swap")
-
-
-def bare_text(value: object, column: str, origin: str) -> str:
-    """The text without its image marker: the compat's template writes the image markup."""
-    if not isinstance(value, str):
-        raise InvalidExample(f"{origin}: {column} is {value!r}; expected a text")
-    return value.replace(IMAGE_MARKER, "").lstrip("\n")
-
-
-def as_list(value: object) -> list:
-    """A list as it is, nothing as an empty list, anything else as the only entry."""
-    return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def candidate_texts(values: dict, origin: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -84,15 +72,14 @@ def object_mask(values: dict, image: str, origin: str) -> np.ndarray:
     value = values.get("segmentation")
     if value is None:
         raise InvalidExample(f"{origin}: no segmentation, so neither mask nor point can be made of it; use box prompts")
-    with Image.open(image) as opened:
-        width, height = opened.size
+    height, width = image_size(image, origin)
     try:
         if isinstance(value, str) and value[:1] in ("{", "["):
             value = json.loads(value)
         if isinstance(value, str | bytes):
             value = {"size": [height, width], "counts": value}
         mask = decode_segmentation(value, height, width)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidExample(f"{origin}: {error}") from error
     if not mask.any():
         raise InvalidExample(f"{origin}: the segmentation has no pixel inside; correct it or use box prompts")

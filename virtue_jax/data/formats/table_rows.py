@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from virtue_jax.data.example import Example, InvalidExample
+from virtue_jax.data.encoding.tokens import IMAGE_TOKEN
+from virtue_jax.data.example import IMAGE_MARKER, Example, InvalidExample
 from virtue_jax.data.formats.parquet import ParquetRows
-from virtue_jax.data.formats.scar_row import as_list, bare_text
 
 # Columns of text and image of each side of a training row.
 SIDES = {
@@ -55,7 +55,7 @@ class TableRows:
         """(file, query's image path) -> the rows that ask about this image; a row without one stands alone."""
         rows: dict[tuple[str, str], list[int]] = {}
         for table, start in zip(self.tables, self._starts.tolist(), strict=False):
-            for number, path in enumerate(table.column("qry_image_path").to_pylist()):
+            for number, path in enumerate(table.texts("qry_image_path")):
                 rows.setdefault((table.path.name, path or f"row {number}"), []).append(start + number)
         return rows
 
@@ -82,7 +82,7 @@ class TableRows:
         text_column, image_column = SIDES[name]
         images = (self.image_path(table, image, origin, image_column),) if image else ()
         full_origin = origin if name == "query" else f"{origin} {text_column}"
-        return Example(bare_text(text, text_column, origin), images, None, full_origin)
+        return Example(marked_text(text, text_column, origin), images, None, full_origin, upright=False)
 
     def negatives(self, table: ParquetRows, values: dict, origin: str) -> tuple[Example, ...]:
         """The hard negatives of a row's `neg_text` and `neg_image_path`: one each, or lists; empty entries are none."""
@@ -94,3 +94,21 @@ class TableRows:
         count = max(len(texts), len(images))
         pairs = zip(texts or [""] * count, images or [""] * count, strict=True)
         return tuple(self.side("negative", table, text or "", image, origin) for text, image in pairs if text or image)
+
+
+def as_list(value: object) -> list:
+    """A list as it is, nothing as an empty list, anything else as the only entry."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def marked_text(value: object, column: str, origin: str) -> str:
+    """A published text, byte for byte, its `<|image_1|>` included: the encoder knows what to write there.
+
+    Raises:
+        InvalidExample: not a text, or more images in it than the one that a side has.
+    """
+    if not isinstance(value, str):
+        raise InvalidExample(f"{origin}: {column} is {value!r}; expected a text")
+    if value.count("<|image_") != value.count(IMAGE_MARKER) + value.count(IMAGE_TOKEN) or value.count(IMAGE_MARKER) > 1:
+        raise InvalidExample(f"{origin}: {column} {value!r}: one {IMAGE_MARKER} at most; a side has one image")
+    return value

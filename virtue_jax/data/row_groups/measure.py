@@ -1,19 +1,17 @@
 """Needs of a real source's elements: image headers are read and texts tokenised, no pixel is decoded."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from virtue_jax.config import VirtueConfig
-from virtue_jax.data.encoding.encode import image_key, sized_key
-from virtue_jax.data.encoding.images import load_image
+from virtue_jax.data.encoding.encode import image_key, reads_upright, sized_key
+from virtue_jax.data.encoding.images import image_size
 from virtue_jax.data.encoding.prompts import prompt_text
 from virtue_jax.data.encoding.qwen_image import resized_size
 from virtue_jax.data.encoding.tokens import Tokenizer
-from virtue_jax.data.example import Example, ImageBytes, InvalidExample, TrainingPair
+from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.packing.need import Need, by_first_image, example_need, need_together
 from virtue_jax.data.pair_source import PairSource, read_row
 from virtue_jax.data.row_groups.simulate import NeedSource
@@ -49,10 +47,11 @@ class LengthMeasure:
 
     def example(self, example: Example) -> Need:
         """What one example takes; the first of its distinct images is the prompted one."""
-        keys = [image_key(source) for source in example.images]
+        upright = reads_upright(example, self.config.compat)
+        keys = [image_key(source, upright=upright) for source in example.images]
         for key, source in zip(keys, example.images, strict=True):
             if key not in self._patches:
-                self._patches[key] = self._measure(source, example.origin)
+                self._patches[key] = self._measure(image_size(source, example.origin, upright=upright))
         size = self._patches[keys[0]][0] if keys else None
         words = len(self.tokenizer.ids(prompt_text(example, size, self.config.compat)))
         vision = sum(self._patches[key][1] // 4 - 1 for key in keys)  # each stands for one placeholder
@@ -72,20 +71,10 @@ class LengthMeasure:
         points = 2 * (prompt.box is not None) + len(prompt.points)
         return points + bool(points)  # SAM-2's padding point comes with any
 
-    def _measure(self, source, origin: str) -> tuple[tuple[int, int], int]:
-        """((height, width), patches) of an image, from its header where its size is not known."""
-        height, width = source.size if isinstance(source, ImageBytes) else _size_in_header(source, origin)
-        resized = resized_size(height, width, self.config)
-        return (height, width), resized[0] * resized[1] // self.config.vision.patch_size**2
-
-
-def _size_in_header(source, origin: str) -> tuple[int, int]:
-    """(height, width)"""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.size[::-1]
-    except (OSError, ValueError, SyntaxError):
-        return load_image(source, origin).shape[:2]  # says what is wrong with it
+    def _measure(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        """((height, width), patches) of an image of this size."""
+        resized = resized_size(*size, self.config)
+        return size, resized[0] * resized[1] // self.config.vision.patch_size**2
 
 
 def element_needs(pairs: Sequence[tuple[Need, ...]]) -> tuple[Need, ...]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from virtue_jax.data.masks import rle_encode
+from virtue_jax.data.formats.parquet import write_rows
+from virtue_jax.data.formats.scar_columns import EVAL_SCHEMA, TRAIN_SCHEMA, PointedObject, eval_row, train_row
 from virtue_jax.data.scenes.captions import CANDIDATE_TYPES
 from virtue_jax.data.scenes.scene import Scene, SceneObject, check_ranges, make_scene
 from virtue_jax.data.scenes.vocabulary import Vocabulary
@@ -23,39 +23,6 @@ QUERY_TEXT = (
 EVAL_FILE, TRAIN_FILE = "SCaR_eval_scenes.parquet", "SCaR_train_scenes.parquet"
 IMAGE_FOLDER = "images"
 FIRST_EVAL_INDEX = 1 << 40  # train scenes count from 0: the two never meet, however many there are of either
-_IMAGES_PER_ROW_GROUP = 512
-
-_OBJECT_COLUMNS = [
-    ("bbox", pa.list_(pa.int64())),
-    ("segmentation", pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.list_(pa.int32()))])),
-    ("category", pa.string()),
-    ("image_id", pa.int64()),
-    ("point", pa.list_(pa.int64())),
-]
-_STRINGS = pa.list_(pa.string())
-_TEXT = pa.string()
-EVAL_SCHEMA = pa.schema(
-    [
-        ("qry_text", _TEXT),
-        ("qry_image_path", _TEXT),
-        ("tgt_text", _STRINGS),
-        ("tgt_image_path", _STRINGS),
-        ("original_caption", _TEXT),
-        ("neg_types", _STRINGS),
-        *_OBJECT_COLUMNS,
-    ]
-)
-TRAIN_SCHEMA = pa.schema(
-    [
-        ("qry", _TEXT),
-        ("qry_image_path", _TEXT),
-        ("pos_text", _TEXT),
-        ("pos_image_path", _TEXT),
-        ("neg_text", _STRINGS),
-        ("neg_image_path", _STRINGS),
-        *_OBJECT_COLUMNS,
-    ]
-)
 
 
 def write_scenes(
@@ -132,13 +99,14 @@ def _write_splits(
     root: Path, splits: Sequence[_Split], draw: Callable[[int], Scene], suffix: str
 ) -> Iterator[tuple[str, int]]:
     """Yields each image's split and number of rows as it is written."""
-    for split in splits:
-        if split.images:
-            with _ParquetRows(root / split.file, split.schema) as table:
-                scenes = (draw(split.first + number) for number in range(split.images))
-                for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
-                    table.add(rows)
-                    yield split.name, len(rows)
+    root.mkdir(parents=True, exist_ok=True)
+    for split in (split for split in splits if split.images):
+        (root / split.file).unlink(missing_ok=True)  # its images are about to be written over
+        scenes = (draw(split.first + number) for number in range(split.images))
+        with write_rows(root / split.file, split.schema) as write:
+            for rows in _write_images(root, split.name, scenes, suffix, split.row_of):
+                write(rows)
+                yield split.name, len(rows)
 
 
 def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, row_of: Callable) -> Iterator[list]:
@@ -153,68 +121,14 @@ def _write_images(root: Path, split: str, scenes: Iterator[Scene], suffix: str, 
         yield [row_of(thing, relative, scene.index) for thing in scene.objects]
 
 
-def _object_columns(thing: SceneObject, index: int) -> dict:
-    return {
-        "bbox": list(thing.box),
-        "segmentation": rle_encode(thing.mask),
-        "category": thing.description.kind,
-        "image_id": index,
-        "point": list(thing.point),
-    }
+def _pointed(thing: SceneObject, index: int) -> PointedObject:
+    return PointedObject(thing.box, thing.mask, thing.point, thing.description.kind, index)
 
 
 def _eval_row(thing: SceneObject, path: str, index: int) -> dict:
-    return {
-        "qry_text": QUERY_TEXT,
-        "qry_image_path": path,
-        "tgt_text": list(thing.candidates),
-        "tgt_image_path": [""] * len(thing.candidates),
-        "original_caption": thing.caption,
-        "neg_types": list(CANDIDATE_TYPES),
-    } | _object_columns(thing, index)
+    return eval_row(QUERY_TEXT, path, _pointed(thing, index), thing.candidates, CANDIDATE_TYPES)
 
 
 def _train_row(thing: SceneObject, path: str, index: int, negatives: int) -> dict:
     swaps = np.array(thing.candidates[1:], object).reshape(3, 3).T.ravel()[:negatives].tolist()
-    return {
-        "qry": QUERY_TEXT,
-        "qry_image_path": path,
-        "pos_text": thing.caption,
-        "pos_image_path": "",
-        "neg_text": swaps,
-        "neg_image_path": [""] * len(swaps),
-    } | _object_columns(thing, index)
-
-
-class _ParquetRows:
-    """A parquet file written a row group at a time, under a temporary name until it is whole."""
-
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.path, self.schema, self.rows, self.images = path, schema, [], 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # its images are about to be written over
-        self.partial = path.with_name(path.name + ".partial")
-        self.writer = pq.ParquetWriter(self.partial, schema, compression="zstd")
-
-    def __enter__(self) -> "_ParquetRows":
-        return self
-
-    def add(self, rows: list[dict]) -> None:
-        self.rows += rows
-        self.images += 1
-        if self.images % _IMAGES_PER_ROW_GROUP == 0:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
-            self.rows = []
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self._flush()
-        self.writer.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)
+    return train_row(QUERY_TEXT, path, _pointed(thing, index), thing.caption, swaps)

@@ -1,11 +1,12 @@
 """The training data that a configuration names, as a loader of steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.config import DataConfig, SourceConfig
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
+from virtue_jax.data.example import IMAGE_MARKER
 from virtue_jax.data.formats.jsonl import JsonlTraining
 from virtue_jax.data.formats.mmeb import MmebTraining
 from virtue_jax.data.formats.record_reader import PreparedTraining
@@ -15,18 +16,20 @@ from virtue_jax.data.pair_source import PairSource
 from virtue_jax.data.sources.shared_images import FirstRows, SharedImages
 
 
-def open_sources(config: DataConfig, seed: int) -> list[PairSource]:
+def open_sources(config: DataConfig, seed: int, say: Callable[[str], None] = lambda line: None) -> list[PairSource]:
     """Every source of the configuration, cut to its limit; SCaR's rows grouped by image where images are shared.
+
+    say: told, in a line a source, what a person should know of it.
 
     Raises:
         ValueError: no source, an unknown kind. InvalidExample: files that are not of that kind.
     """
     if not config.sources:
         raise ValueError("config.data.sources is empty; name at least one data set")
-    return [_open(source, config.share_images, seed) for source in config.sources.values()]
+    return [_open(name, source, config.share_images, seed, say) for name, source in config.sources.items()]
 
 
-def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
+def _open(name: str, source: SourceConfig, share_images: int, seed: int, say: Callable[[str], None]) -> PairSource:
     root = source.image_root or None
     match source.kind:
         case "scar":
@@ -36,6 +39,7 @@ def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
                 return SharedImages(rows, share_images, source.limit)
         case "mmeb":
             rows = MmebTraining(source.path, image_root=root)
+            _say_markers(name, rows, source.limit, say)
         case "jsonl":
             rows = JsonlTraining(source.path, image_root=root)
         case "prepared":
@@ -43,6 +47,15 @@ def _open(source: SourceConfig, share_images: int, seed: int) -> PairSource:
         case _:
             raise ValueError(f"source {source.path}: kind {source.kind!r} is not one of scar, mmeb, jsonl, prepared")
     return FirstRows(rows, source.limit) if source.limit else rows
+
+
+def _say_markers(name: str, rows: MmebTraining, limit: int, say: Callable[[str], None]) -> None:
+    alone = rows.markers_alone(limit)
+    if alone:
+        say(
+            f"source {name}: {alone} rows have a {IMAGE_MARKER} where there is no image; it is dropped from these "
+            "texts (kept as a word where the model's compat.marker_alone is 'token')"
+        )
 
 
 def _prepared(source: SourceConfig) -> PairSource:

@@ -130,12 +130,12 @@ def _sam_work(run: Run, shape: RowShape, rows: int) -> int:
 def trained_towers(run: Run, shape: RowShape, rows: int) -> int:
     """Towers that train keep every block's intermediate maps; with remat, its input."""
     vision, sam2, size = run.virtue.vision, run.virtue.sam2, itemsize(run)
-    each = 1 if run.numerics.remat in ("layer", "outputs") else 16
+    numbers = 1 if run.numerics.remat in ("layer", "outputs") else 16
     patches = rows * shape.vision_rows * shape.patches * vision.embed_dim * vision.depth
     places = rows * shape.images * (sam2.image_size // PATCH_STRIDE) ** 2
     blocks = sum(count * sam2.hiera.embed_dim / 2**s for s, count in enumerate(sam2.hiera.stages))
     prompts = rows * shape.prompts * sam2.embedding_size**2 * sam2.d_model * sam2.decoder_depth
-    return int(each * (patches + places * blocks + prompts)) * size + tower_work(run, shape, rows)
+    return int(numbers * (patches + places * blocks + prompts)) * size + tower_work(run, shape, rows)
 
 
 def itemsize(run: Run) -> int:
@@ -165,7 +165,7 @@ def kept_by_layers(
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     hidden = virtue.text.hidden_size
-    found = jax.eval_shape(
+    carried = jax.eval_shape(
         residuals,
         {path: leaf for path, leaf in params.items() if f"text.{dotted(path)}" in trained},
         {path: leaf for path, leaf in params.items() if f"text.{dotted(path)}" not in trained},
@@ -175,7 +175,7 @@ def kept_by_layers(
         keys if virtue.adapter is not None and virtue.adapter.dropout else None,
     )
     weights = {leaf.get_value().shape for leaf in params.values()}
-    kept = [x for x in jax.tree.leaves(found) if x.shape not in weights]
+    kept = [x for x in jax.tree.leaves(carried) if x.shape not in weights]
     return _sizes([x for x in kept if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)], virtue, layers, tensor)
 
 

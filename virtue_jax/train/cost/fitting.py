@@ -28,16 +28,18 @@ def fitted_setup(
             much memory they have.
     """
     config = with_attention(config, platform_of(mesh))
-    made = setup(config, virtue, mesh)
+    run_setup = setup(config, virtue, mesh)
     rows = config.data.rows
     size = int(config.memory_gib * 2**30) or _least_memory(mesh)
     is_open = config.numerics.remat == "auto" or not all(group.micro_batches for group in rows.values())
     if not is_open:
-        return config, made
+        return config, run_setup
     if size is None:
         _without_memory(mesh.devices.flat[0].platform, say)
-        return config, made
-    run = Run(virtue, config.numerics, made.state.trainable, made.frozen, dict(mesh.shape), config.data.pixels)
+        return config, run_setup
+    run = Run(
+        virtue, config.numerics, run_setup.state.trainable, run_setup.frozen, dict(mesh.shape), config.data.pixels
+    )
     choice = choose(run, rows, size)
     parts = ", ".join(f"{group.micro_batches} for {name}" for name, group in choice.groups.items())
     say(

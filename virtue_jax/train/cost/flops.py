@@ -241,15 +241,15 @@ def _text_linears(config: TextConfig) -> list[tuple[str, int, int]]:
 
 
 def _adapted(adapter: AdapterConfig, linears: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    return [one for one in linears if one[0].rsplit(".", 1)[1] in adapter.targets]
+    return [linear for linear in linears if linear[0].rsplit(".", 1)[1] in adapter.targets]
 
 
 def _text(config: VirtueConfig, work: Work) -> Products:
     text, adapter = config.text, config.adapter
-    each, linears = 2.0 * work.tokens * text.num_hidden_layers, _text_linears(text)
-    linear = {f"{path}.kernel": each * d_in * d_out for path, d_in, d_out in linears}
+    per_weight, linears = 2.0 * work.tokens * text.num_hidden_layers, _text_linears(text)
+    linear = {f"{path}.kernel": per_weight * d_in * d_out for path, d_in, d_out in linears}
     for path, d_in, d_out in [] if adapter is None else _adapted(adapter, linears):
-        linear[f"{path}.lora_a"] = each * d_in * adapter.rank
-        linear[f"{path}.lora_b"] = each * adapter.rank * d_out
+        linear[f"{path}.lora_a"] = per_weight * d_in * adapter.rank
+        linear[f"{path}.lora_b"] = per_weight * adapter.rank * d_out
     width = text.num_attention_heads * text.head_dim
     return Products(linear, 4.0 * text.num_hidden_layers * work.token_pairs * width)

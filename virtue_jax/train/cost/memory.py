@@ -106,11 +106,11 @@ def _fewest_parts(run: Run, groups: Mapping[str, RowGroup], room: int) -> Choice
     open_groups = {name for name, group in groups.items() if not group.micro_batches}
     chosen = {name: replace(group, micro_batches=max(1, group.micro_batches)) for name, group in groups.items()}
     while True:
-        found = estimate(run, chosen)
+        estimated = estimate(run, chosen)
         further = {name: _next_parts(run, chosen[name]) for name in open_groups}
         further = {name: parts for name, parts in further.items() if parts}
-        if found.total <= room or not further:
-            return Choice(run.numerics, chosen, found)
+        if estimated.total <= room or not further:
+            return Choice(run.numerics, chosen, estimated)
         largest = chosen[max(further, key=lambda name: _one_part(run, chosen[name]))]
         cut = [name for name in further if len(_together([chosen[name], largest])) == 1]
         chosen |= {name: replace(chosen[name], micro_batches=further[name]) for name in cut}
@@ -181,7 +181,7 @@ def _rows_at_once(run: Run, group: RowGroup) -> int:
     """Rows of a device whose images, or patches, its towers take at once."""
     shape = group.shape
     patches, images = shape.vision_rows * shape.patches, shape.images
-    rows = [limit // each for limit, each in ((MOST_PATCHES, patches), (MOST_IMAGES, images)) if each]
+    rows = [limit // size for limit, size in ((MOST_PATCHES, patches), (MOST_IMAGES, images)) if size]
     return max(1, min([group.rows // run.row_shards, max(rows, default=1)]))
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from virtue_jax.atomic_files import replace_text
 
 FILE = "goodput.json"
-PARTS = ("init", "compile", "restore", "data_wait", "steps", "saves")
+# weights: of the model that the run starts from, read or drawn. restore: of a checkpoint.
+PARTS = ("init", "weights", "restore", "compile", "data_wait", "steps", "saves")
 
 
 class Goodput:
@@ -59,7 +60,7 @@ class Goodput:
         """Seconds by part over all starts; `lost`: of steps done again; `other`: the rest of the wall time;
         `goodput`: share of the wall time that went into steps that stayed; `repeated_steps`, `starts`."""
         starts = [*self._starts, self._now]
-        out = {part: sum(start["seconds"][part] for start in starts) for part in PARTS}
+        out = {part: sum(start["seconds"].get(part, 0.0) for start in starts) for part in PARTS}
         repeated, lost = 0, 0.0
         for before, after in pairwise(starts):
             again = max(before["last_step"] - after["from_step"], 0)

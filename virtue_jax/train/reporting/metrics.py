@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from virtue_jax.atomic_files import replace_text
 from virtue_jax.data.unreadable import read_whole_lines
 from virtue_jax.disk import told_of_the_disk
 from virtue_jax.train.reporting.tensorboard import Board
@@ -63,12 +64,14 @@ class MetricsLog:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Raises:
-        OSError: the file cannot be written.
+        """Appends a record of `values` to the file, adds it to the board and prints a line.
+
+        Raises:
+            OSError: the file cannot be written.
         """
-        told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with told_of_the_disk("the metrics", self._path.parent):
-            self._file.write(json.dumps({"step": step, "time": time.time(), **told}) + "\n")
+            self._file.write(json.dumps({"step": step, "time": time.time(), **finite}) + "\n")
             self._file.flush()
             self._board.write(step, values)
         shown = [
@@ -105,6 +108,4 @@ class SilentLog:
 def _cut_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [record for record in read_whole_lines(path) if record["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))

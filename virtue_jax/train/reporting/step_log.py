@@ -128,8 +128,8 @@ def _memory() -> dict[str, float]:
     """GiB: of this host's process at most, and of its first device where the backend says it."""
     scale = 1 if sys.platform == "darwin" else 1024
     values = {"host_memory_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**30}
-    said = jax.local_devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     for name, key in (("device_memory_gib", "bytes_in_use"), ("device_memory_peak_gib", "peak_bytes_in_use")):
-        if key in said:
-            values[name] = said[key] / 2**30
+        if key in stats:
+            values[name] = stats[key] / 2**30
     return values

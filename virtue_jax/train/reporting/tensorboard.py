@@ -21,11 +21,11 @@ class Board:
             self._file.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Raises OSError: the file cannot be written."""
+        """Adds a scalar event for each of `values`. Raises OSError: the file cannot be written."""
         for name, value in values.items():
             self._file.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
         self._file.flush()
 
     def close(self) -> None:
-        """Raises OSError: the file cannot be written."""
+        """Writes what is left and closes the file. Raises OSError: the file cannot be written."""
         self._file.close()

@@ -86,18 +86,20 @@ def _to_targets(slots: Slots, targets: Slots, temperature, config: LossConfig, a
     similarity = _similarity(z, targets.embeddings)
     match = _matches(wanted, content)  # [A][S, T]
 
-    def first(each):
-        return jnp.argmin(jnp.where(each, targets.place, _LAST), axis=1)
+    def first(matches):
+        return jnp.argmin(jnp.where(matches, targets.place, _LAST), axis=1)
 
     same = jnp.zeros_like(match[0])
-    for each in match:
-        same |= each if config.mask_duplicates else jax.nn.one_hot(first(each), len(content), dtype=bool) & each
+    for matches in match:
+        same |= (
+            matches if config.mask_duplicates else jax.nn.one_hot(first(matches), len(content), dtype=bool) & matches
+        )
     negative = targets.is_target[None, :] & ~same
     hardest = jnp.where(negative, similarity, _NEVER)
     against = jax.nn.logsumexp(hardest / temperature, axis=1)
-    has = jnp.stack([each.any(axis=1) for each in match], axis=1)  # [S, A]
+    has = jnp.stack([matches.any(axis=1) for matches in match], axis=1)  # [S, A]
     # A row-wise dot product, not a gather from `similarity`: it differentiates into rows, not into a whole matrix.
-    positive = jnp.stack([jnp.sum(z * targets.embeddings[first(each)], axis=-1) for each in match], axis=1)
+    positive = jnp.stack([jnp.sum(z * targets.embeddings[first(matches)], axis=-1) for matches in match], axis=1)
     per_positive = jax.nn.softplus(against[:, None] - positive / temperature)
     per_query = _mean(per_positive, has, axis=1)
 

@@ -26,14 +26,14 @@ def program_memory(program: jax.stages.Compiled) -> ProgramMemory | None:
     third more than the block that it allocates, and that it refuses by (`tests/train/step/test_program_memory.py`). The
     peak that a CPU's compiler tells leaves temporaries out.
     """
-    told = program.memory_analysis()
-    if told is None:
+    analysis = program.memory_analysis()
+    if analysis is None:
         return None
-    outputs = told.output_size_in_bytes - told.alias_size_in_bytes
-    temporaries = told.temp_size_in_bytes
-    if _platform(program) == "tpu" and told.peak_memory_in_bytes:
-        temporaries = max(0, told.peak_memory_in_bytes - told.argument_size_in_bytes - outputs)
-    return ProgramMemory(told.argument_size_in_bytes, outputs, temporaries)
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporaries = analysis.temp_size_in_bytes
+    if _platform(program) == "tpu" and analysis.peak_memory_in_bytes:
+        temporaries = max(0, analysis.peak_memory_in_bytes - analysis.argument_size_in_bytes - outputs)
+    return ProgramMemory(analysis.argument_size_in_bytes, outputs, temporaries)
 
 
 def _platform(program: jax.stages.Compiled) -> str:

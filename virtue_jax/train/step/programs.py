@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
@@ -59,8 +60,10 @@ def trace_stages(run: TrainSetup) -> dict[str, jax.stages.Traced]:
 
 
 def compile_stages(run: TrainSetup) -> Stages:
-    """Compiles from shapes alone."""
-    programs = {name: traced.lower().compile() for name, traced in trace_stages(run).items()}
+    """Compiles from shapes alone, all stages at once."""
+    lowered = {name: traced.lower() for name, traced in trace_stages(run).items()}
+    with ThreadPoolExecutor(len(lowered)) as pool:
+        programs = dict(zip(lowered, pool.map(lambda stage: stage.compile(), lowered.values()), strict=True))
     memory = {name: program_memory(program) for name, program in programs.items()}
     return Stages(run, **programs, memory={name: used for name, used in memory.items() if used is not None})
 

@@ -73,9 +73,9 @@ class TrainSetup:
         stages, done = stages or self, done or (lambda name, result: None)
         outputs = stages.towers(frozen, groups)
         done("towers", outputs)
-        found = stages.gradients(state.trainable, state.step, frozen, self.embed_inputs(groups), outputs)
-        done("gradients", found)
-        gradients, metrics = found
+        outcome = stages.gradients(state.trainable, state.step, frozen, self.embed_inputs(groups), outputs)
+        done("gradients", outcome)
+        gradients, metrics = outcome
         state, more = stages.update(state, gradients, metrics["loss"])
         done("update", state)
         return state, metrics | more
@@ -86,9 +86,11 @@ class TrainSetup:
 
 
 def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
-    """Raises:
-    ValueError: a trainable pattern that matches nothing, an impossible schedule, an attention backend that cannot
-        run on the mesh, rows or parameters that the mesh does not divide.
+    """The abstract state and the jitted stages of a run's step on a mesh; nothing is computed or compiled.
+
+    Raises:
+        ValueError: a trainable pattern that matches nothing, an impossible schedule, an attention backend that cannot
+            run on the mesh, rows or parameters that the mesh does not divide.
     """
     config = with_attention(config, platform_of(mesh))
     _check_rows(config.data.rows, mesh)
@@ -100,7 +102,7 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     model = abstract_virtue(virtue, config.numerics)
     trainable, frozen = _split_parameters(config, parameters(model), mesh)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    made = StepConfig(
+    step_config = StepConfig(
         loss=config.loss,
         chunks=tuple(max(1, group.micro_batches) for group in config.data.rows.values()),
         seed=config.seed,
@@ -110,7 +112,7 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
     state = _abstract_state(trainable, optimizer, mesh)
     whole, split = replicated(mesh), rows(mesh)
     state_sharding = jax.tree.map(lambda x: x.sharding, state)
-    towers, gradients = _mapped_stages(model, made, mesh)
+    towers, gradients = _mapped_stages(model, step_config, mesh)
     return TrainSetup(
         model=model,
         optimizer=optimizer,
@@ -119,7 +121,7 @@ def setup(config: TrainConfig, virtue: VirtueConfig, mesh: Mesh) -> TrainSetup:
         groups=tuple(abstract_groups(config, virtue, mesh)),
         towers=jax.jit(towers, out_shardings=split),
         gradients=jax.jit(gradients, out_shardings=(state_sharding.trainable, whole)),
-        update=jax.jit(make_update(optimizer, made), donate_argnums=0, out_shardings=(state_sharding, whole)),
+        update=jax.jit(make_update(optimizer, step_config), donate_argnums=0, out_shardings=(state_sharding, whole)),
         init=jax.jit(partial(_start, config.loss, optimizer), out_shardings=state_sharding),
         mesh=mesh,
     )
@@ -140,7 +142,7 @@ def _start(loss: LossConfig, optimizer: optax.GradientTransformation, weights: d
     return initial_state({**weights, **learnt}, optimizer)
 
 
-def _mapped_stages(model: Virtue, made: StepConfig, mesh: Mesh) -> tuple[Callable, Callable]:
+def _mapped_stages(model: Virtue, step_config: StepConfig, mesh: Mesh) -> tuple[Callable, Callable]:
     """The first two stages, mapped by hand over the data axis (and over axes of one device, which need no compiler)."""
     axis = DATA if mesh.shape[DATA] > 1 else None
     by_hand = {name for name, size in mesh.shape.items() if size == 1} | {DATA}
@@ -149,13 +151,15 @@ def _mapped_stages(model: Virtue, made: StepConfig, mesh: Mesh) -> tuple[Callabl
 
     def towers(frozen, groups):
         # The language model is not run here: its parameters, trainable ones among them, stay shapes.
-        return encode_towers(bind(model, {**shapes, **frozen}), groups) if made.frozen_towers else ()
+        return encode_towers(bind(model, {**shapes, **frozen}), groups) if step_config.frozen_towers else ()
 
     mapped = partial(jax.shard_map, mesh=mesh, axis_names=by_hand, check_vma=False)
     return (
         mapped(towers, in_specs=(whole, part), out_specs=part),
         mapped(
-            loss_and_gradients(model, made, axis), in_specs=(whole, whole, whole, part, part), out_specs=(whole, whole)
+            loss_and_gradients(model, step_config, axis),
+            in_specs=(whole, whole, whole, part, part),
+            out_specs=(whole, whole),
         ),
     )
 

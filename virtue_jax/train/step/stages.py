@@ -89,11 +89,11 @@ def _embeddings(model: Virtue, groups: Sequence[Batch], towers, keys: Sequence, 
         inputs = list(zip(groups, keys, strict=True))
     else:
         inputs = list(zip(map(without_pixels, groups), towers, keys, strict=True))
-    found: dict[int, jax.Array] = {}
+    embeddings: dict[int, jax.Array] = {}
     for members in run_together([batch.tokens.shape[1] for batch in groups], chunks):
         count = chunks[members[0]]
-        found |= zip(members, encode_in_chunks(encode, [inputs[i] for i in members], count), strict=True)
-    return [found[i] for i in range(len(groups))]
+        embeddings |= zip(members, encode_in_chunks(encode, [inputs[i] for i in members], count), strict=True)
+    return [embeddings[i] for i in range(len(groups))]
 
 
 def dropout_keys(seed: int, step: jax.Array, groups: Sequence[Batch], axis: Axis) -> list[jax.Array]:
@@ -134,8 +134,8 @@ def loss_and_gradients(model: Virtue, config: StepConfig, axis: Axis) -> Callabl
         return value, metrics | {"temperature": jnp.asarray(temperature, jnp.float32)}
 
     def gradients(trainable, step, frozen, groups, towers):
-        (_, metrics), found = jax.value_and_grad(share, has_aux=True)(trainable, step, frozen, groups, towers)
-        return total(found, axis), metrics
+        (_, metrics), local = jax.value_and_grad(share, has_aux=True)(trainable, step, frozen, groups, towers)
+        return total(local, axis), metrics
 
     return gradients
 

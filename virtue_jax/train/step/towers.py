@@ -48,10 +48,10 @@ def _vision_tokens(model: Virtue, groups: Sequence[Batch]) -> dict[int, jax.Arra
         if batch.patches is not None:
             rows = tuple(map(_flat, (batch.patches, batch.patch_yx, batch.patch_segments)))
             by_length.setdefault(rows[0].shape[1], {})[i] = rows
-    found = {}
+    tokens = {}
     for length, rows in by_length.items():
-        found |= _together(lambda one: model.vision_rows(*one), rows, max(1, MOST_PATCHES // length))
-    return found
+        tokens |= _together(lambda part: model.vision_rows(*part), rows, max(1, MOST_PATCHES // length))
+    return tokens
 
 
 def _together(encode: Callable, parts: dict[int, jax.Array], most: int) -> dict[int, jax.Array]:

@@ -93,7 +93,7 @@ class RunCheckpoints:
             self._manager.check_for_errors()
 
     def check(self) -> None:
-        """Raises OSError if a checkpoint could not be written since the last call."""
+        """Looks at what is written in the background. Raises OSError: a checkpoint could not be written."""
         with self._told(f"the checkpoint of step {self._writing}"):
             self._manager.check_for_errors()
 
@@ -162,9 +162,9 @@ class RunCheckpoints:
     def _restore(self, step: int, abstract: TrainState, meta: dict) -> Restored:
         parts = {"state": ocp.args.StandardRestore(abstract._asdict()), "data": ocp.args.JsonRestore()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**parts))
-        found = tree_digest(restored["state"])
-        if found != meta["state"]:
-            raise OtherDigest(f"the state has digest {found}, it was saved with {meta['state']}")
+        state_digest = tree_digest(restored["state"])
+        if state_digest != meta["state"]:
+            raise OtherDigest(f"the state has digest {state_digest}, it was saved with {meta['state']}")
         return Restored(TrainState(**restored["state"]), restored["data"])
 
     def _read(self, read: Callable) -> tuple:
@@ -176,8 +176,8 @@ class RunCheckpoints:
             problem = first_line(error)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in problem:
                 raise
-        problems = [said.decode() for said in gather_bytes(problem.encode())]
-        problem = next((said for said in problems if said), None)
+        problems = [text.decode() for text in gather_bytes(problem.encode())]
+        problem = next((text for text in problems if text), None)
         return (value, None) if problem is None else (None, problem)
 
     def _refuse_another_run(self, step: int, meta: dict) -> None:
@@ -253,12 +253,12 @@ def first_line(error: BaseException) -> str:
 def _differences(old, new, where: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        found = [
+        differences = [
             _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)
             for k in keys
             if old.get(k) != new.get(k)
         ]
-        return ", ".join(found)
+        return ", ".join(differences)
     return f"{where}: {old!r} there, {new!r} here"
 
 

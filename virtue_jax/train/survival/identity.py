@@ -60,8 +60,8 @@ def forget_another_run(workdir: Path, config: TrainConfig, shards: int, say: Cal
     file = workdir / MADE_FOR
     if file.exists() and json.loads(file.read_text()) == wanted:
         return
-    for made in (workdir / ROWS, workdir / TOKENIZER):
-        if made.exists():
-            say(f"{made} was made for another configuration, of which no step was saved: it is made anew")
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for leftover in (workdir / ROWS, workdir / TOKENIZER):
+        if leftover.exists():
+            say(f"{leftover} was made for another configuration, of which no step was saved: it is made anew")
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     replace_text(file, json.dumps(wanted, indent=1) + "\n")

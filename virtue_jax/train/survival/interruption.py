@@ -3,8 +3,6 @@
 import signal
 import threading
 
-SAVED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped
-
 
 class Interrupted(BaseException):
     """The run was told to stop; nothing that a checkpoint had is lost. Its message is for a person.

@@ -2,8 +2,6 @@
 
 import jax
 
-LOST = 69  # EX_UNAVAILABLE of sysexits.h: start the run again; the status of the one that ended first says why
-
 # What a process does wrong by itself, and would do again.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND", "OUT_OF_RANGE")
 

@@ -10,11 +10,11 @@ _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 
 
 def read_json(path: Path) -> dict:
-    """Raises: OSError, ValueError: not there, or not a JSON object."""
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    """A file's JSON object. Raises OSError, ValueError: not there, or not a JSON object."""
+    record = json.loads(path.read_text())
+    if not isinstance(record, dict):
         raise ValueError(f"{path} holds no JSON object")
-    return found
+    return record
 
 
 def read_share(folder: Path, process: int, processes: int) -> list[str]:

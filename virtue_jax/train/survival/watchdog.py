@@ -7,13 +7,14 @@ import threading
 import time
 from pathlib import Path
 
-HUNG = 70  # EX_SOFTWARE of sysexits.h: exit status of a process that its watchdog ended
+from virtue_jax.exit_status import HUNG
+
 LONG = 4  # times the minutes that a step has: for starting, restoring, compiling, saving, writing the model
 
 
 class Watchdog:
     """While entered: without a `beat` for `minutes` (times those of the phase), writes every thread's stack to stderr
-    and to `folder/stacks-PID.txt` and ends the process with status 70. 0 minutes = never."""
+    and to `folder/stacks-PID.txt` and ends the process with status `HUNG`. 0 minutes = never."""
 
     def __init__(self, minutes: float, folder: Path):
         self._seconds, self._file = 60 * minutes, folder / f"stacks-{os.getpid()}.txt"
