@@ -9,7 +9,7 @@ from virtue_jax.batch import NOT_A_POINT
 from virtue_jax.data.encoding.encode import Label
 from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.data.packing.first_fit import vision_places
-from virtue_jax.data.packing.invariants import check_example, validate
+from virtue_jax.data.packing.invariants import check_packable, validate
 from virtue_jax.data.packing.need import need_of, row_shape
 from virtue_jax.data.packing.pack import pack_rows
 
@@ -126,9 +126,9 @@ SPOILT = {
 @pytest.mark.parametrize("message", SPOILT)
 def test_an_example_that_packing_would_refuse_is_refused_alone_by_name(message, rows, small_sam_encoder):
     config, example = small_sam_encoder.config, rows[0][0]
-    check_example(example, config)
+    check_packable(example, config)
     spoilt = SPOILT[message](example)
     with pytest.raises(InvalidExample, match=rf"^row 0a: .*{message}"):
-        check_example(spoilt, config)
+        check_packable(spoilt, config)
     with pytest.raises(ValueError, match=message):
         pack_rows([[spoilt]], row_shape(rows), config, vision=vision_places([need_of([example])], row_shape(rows)))

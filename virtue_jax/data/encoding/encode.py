@@ -228,9 +228,8 @@ class ExampleEncoder:
         if resized:
             sam = sam_levels(sam, self.config.sam2.image_size)
         size = picture.shape[:2]
-        return EncodedImage(
-            sized_key(key, size), size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized
-        )
+        key = sized_key(key, size)
+        return EncodedImage(key, size, qwen.patches, qwen.patch_yx, qwen.grid, sam, normalised, resized)
 
 
 def reads_upright(example: Example, compat: Compat) -> bool:
@@ -251,7 +250,7 @@ def image_key(source: ImageSource, *, upright: bool = False) -> str:
 
 
 def sized_key(key: str, size: tuple[int, int]) -> str:
-    """Identity of an image of `image_key` key as read: a file that changes its size during a run is another image."""
+    """Identity of an image as read: a file whose size (H, W) changes during a run is another image from then on."""
     return f"{key} {size[1]}x{size[0]}"
 
 

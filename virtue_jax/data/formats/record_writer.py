@@ -89,7 +89,7 @@ def _write(source: PairSource, writer, quarantine: Quarantine, bad_rows: float, 
         made.bad += bad
         made.pairs += pairs
         if bad:
-            quarantine.add([row.entry(number) for row in bad])
+            quarantine.add([unreadable.entry(number) for unreadable in bad])
             _check_bad(made, bad_rows)
         if record is not None:
             batch.append(record)

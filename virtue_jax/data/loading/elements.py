@@ -10,7 +10,7 @@ from virtue_jax.data.example import Example, InvalidExample, TrainingPair
 from virtue_jax.data.identity import content_id
 from virtue_jax.data.loading.order import ElementOrder
 from virtue_jax.data.packing.first_fit import Groups, fits_a_row, misfit
-from virtue_jax.data.packing.invariants import check_example
+from virtue_jax.data.packing.invariants import check_packable
 from virtue_jax.data.packing.need import Need, by_first_image, need_of
 from virtue_jax.data.pair_source import PairSource, pair_origin, read_row
 from virtue_jax.data.unreadable import Unreadable, readable
@@ -90,7 +90,7 @@ class ElementReader:
 
     def _encode(self, example: Example, shared: dict[str, EncodedImage], label: Label) -> EncodedExample:
         encoded = replace(self.encoder.encode(example, shared=shared, pixels=self.pixels), label=label)
-        check_example(encoded, self.encoder.config)
+        check_packable(encoded, self.encoder.config)
         return encoded
 
     def _draw(self, examples: Sequence[Example], most: int, place: tuple[int, ...]) -> list[Example]:

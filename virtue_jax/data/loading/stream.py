@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -40,16 +41,10 @@ class TooManyBad(ValueError):
         self.entries = tuple(entries)
 
 
-class PendingElement(Protocol):
-    """An element that is being read: a `Future`, or what is there at once."""
+class ElementPool(Protocol):
+    """Reads elements by number, for all streams of a process: a `ReadPool`, or a sample of lengths."""
 
-    def result(self) -> Element: ...
-
-
-class Reading(Protocol):
-    """Reads elements by number: a `ReadPool`, or a sample of lengths."""
-
-    def read(self, number: int) -> PendingElement: ...
+    def read(self, number: int) -> "Future[Element]": ...
 
 
 class Stream:
@@ -60,12 +55,12 @@ class Stream:
     oldest first. bad: entries of the quarantine for what the last step met.
     """
 
-    def __init__(self, pool: Reading, index: int, of: int, state: StreamState, rules: StreamRules):
+    def __init__(self, pool: ElementPool, index: int, of: int, state: StreamState, rules: StreamRules):
         self._pool, self._index, self._rules = pool, index, rules
         self._drawn, self._bad_pairs = state.drawn, state.bad
         self._to_read = len(state.waiting)  # waiting elements of a restored state come again before new ones
         self._numbers = itertools.chain(state.waiting, itertools.count(index + of * state.drawn, of))
-        self._asked: deque[PendingElement] = deque()
+        self._asked: deque[Future[Element]] = deque()
         self.waiting: list[Element] = []
         self.bad: list[dict] = []
 

@@ -13,7 +13,7 @@ _LABELS = (0, 1, 2, 3, NOT_A_POINT, NO_TOKEN)
 _REMEDY = "encode it with the config of the model that it is packed for"
 
 
-def check_example(example: EncodedExample, config: VirtueConfig) -> None:
+def check_packable(example: EncodedExample, config: VirtueConfig) -> None:
     """Refuses what cannot be packed for a model, before it shares a row with others.
 
     Raises:

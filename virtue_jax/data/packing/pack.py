@@ -8,7 +8,7 @@ from virtue_jax.batch import Batch, RowShape
 from virtue_jax.config import VirtueConfig
 from virtue_jax.data.encoding.encode import EncodedExample, EncodedImage, Label
 from virtue_jax.data.encoding.prompts import EncodedPrompt
-from virtue_jax.data.packing.invariants import check_example
+from virtue_jax.data.packing.invariants import check_packable
 from virtue_jax.data.packing.layout import PATCHES_PER_TOKEN, check_shape, empty_batch
 from virtue_jax.data.packing.need import need_of, origins, shortage
 
@@ -44,7 +44,7 @@ def pack_rows(
     writes: list[tuple[Callable, np.ndarray]] = []
     for r, (row, where) in enumerate(zip(rows, vision, strict=True)):
         for example in row:
-            check_example(example, config)
+            check_packable(example, config)
         _check_capacity(r, row, shape, where)
         writes += _place_row(batch, r, row, where, config.segmentation_tokens)
     for _ in each(lambda write: write[0](write[1]), writes):

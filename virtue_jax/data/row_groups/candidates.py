@@ -17,7 +17,7 @@ _MOST_IMAGES = 5  # of a row; more only where that is a smaller share of a longe
 _SMALLEST_SHARE = 0.02  # of all images, for a bucket of its own
 
 
-class Group(NamedTuple):
+class GroupSize(NamedTuple):
     """rows: in units (lcm of streams and devices). patches = 0: a text-only group."""
 
     slots: int
@@ -27,7 +27,7 @@ class Group(NamedTuple):
     rows: int
 
 
-Groups = tuple[Group, ...]
+GroupSizes = tuple[GroupSize, ...]
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ def round_up(n: float, step: int) -> int:
     return -(-math.ceil(n) // step) * step
 
 
-def text_rows(sample: Sample, alone: bool) -> Group:
+def text_rows(sample: Sample, alone: bool) -> GroupSize:
     """One unit of text rows beside rows with images, or as many as hold all texts."""
     length = max(512, round_up(max(need.slots for need in sample.texts), sample.slot_step))
     total = sum(need.slots for need in sample.texts) * sample.per_step / sample.elements
-    return Group(length, 0, 0, 0, max(1, math.ceil(total / 0.97 / length / sample.unit)) if alone else 1)
+    return GroupSize(length, 0, 0, 0, max(1, math.ceil(total / 0.97 / length / sample.unit)) if alone else 1)
 
 
-def candidates(sample: Sample) -> Iterator[Groups]:
+def candidates(sample: Sample) -> Iterator[GroupSizes]:
     """Divisions of the images into at most three buckets, each in several shapes; text goes into what room is left."""
     if not sample.images:
         yield (text_rows(sample, alone=True),)
@@ -97,7 +97,7 @@ class _Class(NamedTuple):
         return cls(rate, slots[chosen].mean(), slots[chosen].std(), patches[chosen].mean(), text)
 
 
-def _of_division(ends: Sequence[int], classes: Sequence[_Class], most: int, sample: Sample) -> Iterator[Groups]:
+def _of_division(ends: Sequence[int], classes: Sequence[_Class], most: int, sample: Sample) -> Iterator[GroupSizes]:
     for images in itertools.product(range(1, most + 1), repeat=len(ends)):
         for counts in _row_counts(images, classes, sample.unit):
             for margin in _MARGINS:
@@ -131,7 +131,7 @@ def _row_counts(images: Sequence[int], classes: Sequence[_Class], unit: int) -> 
     yield from down(len(classes) - 1, 0.0)
 
 
-def _group(end: int, images: int, rows: int, kind: _Class, longest: int, margin: float, step: int) -> Group:
+def _group(end: int, images: int, rows: int, kind: _Class, longest: int, margin: float, step: int) -> GroupSize:
     slots = images * (kind.slots + kind.text) + margin * kind.spread * math.sqrt(images)
     vision = math.ceil(images * kind.patches / (0.98 * end))
-    return Group(round_up(max(slots, longest), step), end, min(max(vision, 1), images), images, rows)
+    return GroupSize(round_up(max(slots, longest), step), end, min(max(vision, 1), images), images, rows)

@@ -2,7 +2,7 @@
 
 What a step costs is given by a function of the row shape (training: the FLOPs that the compiled step executes, so that
 a vision row's square and an unused SAM run count as what they are). The search is deterministic: the cheapest of
-`row_candidates.py` are judged by packing a sample of elements with the loader's own rule (`simulate_packing.py`), and
+`candidates.py` are judged by packing a sample of elements with the loader's own rule (`simulate.py`), and
 the best of them improved one number at a time.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from virtue_jax.batch import RowShape
 from virtue_jax.data.row_groups.candidates import (
     LONGEST_ROW,
-    Group,
-    Groups,
+    GroupSize,
+    GroupSizes,
     Sample,
     candidates,
     text_rows,
@@ -110,9 +110,9 @@ class _Search:
         self.steps = {"slots": demand.slot_step, "patches": demand.patch_step}
         self.moves = _moves(demand.slot_step)
         self.cost = functools.cache(demand.cost)
-        self.scores: dict[Groups, float] = {}
+        self.scores: dict[GroupSizes, float] = {}
 
-    def cheapest(self) -> list[Groups]:
+    def cheapest(self) -> list[GroupSizes]:
         """The candidates that cost least among those with room for all tokens."""
         sample = self.sample
         tokens = sum(n.slots for n in (*sample.images, *sample.texts)) * sample.per_step / sample.elements
@@ -122,7 +122,7 @@ class _Search:
         enough = [groups for groups, slots in room.items() if slots >= 1.03 * self.demand.fit * tokens]
         return sorted(enough or room, key=self.price)[: round(_PACKED * self.demand.effort)]
 
-    def improve(self, groups: Groups, most: int) -> Groups:
+    def improve(self, groups: GroupSizes, most: int) -> GroupSizes:
         """The best groups reached by `_moves`, each repeated while it helps, in `most` packings."""
         tried = turn = failed = 0
         moves = self.moves
@@ -136,13 +136,13 @@ class _Search:
                 turn, failed = turn + 1, failed + 1
         return groups
 
-    def score(self, groups: Groups) -> float:
+    def score(self, groups: GroupSizes) -> float:
         """Cost for each placed pair, more where too few are placed or rows are not full; lower is better."""
         if groups not in self.scores:
             self.scores[groups] = self._score(groups) if self._possible(groups) else math.inf
         return self.scores[groups]
 
-    def _score(self, groups: Groups, steps: int = 6, warmup: int = 4) -> float:
+    def _score(self, groups: GroupSizes, steps: int = 6, warmup: int = 4) -> float:
         figures = self.run(groups, steps=steps, warmup=warmup)
         if not figures.pairs:
             return math.inf
@@ -150,7 +150,7 @@ class _Search:
         empty = max(0.0, ROW_EFFICIENCY - figures.row_efficiency)
         return self.price(groups) / figures.pairs * (1 + 20 * short + 6 * empty)
 
-    def _possible(self, groups: Groups) -> bool:
+    def _possible(self, groups: GroupSizes) -> bool:
         """Whether the longest item and the largest image have a row to go to, and buckets differ."""
         patches = [group.patches for group in groups if group.patches]
         if patches != sorted(set(patches)) or bool(patches) != bool(self.sample.images):
@@ -158,7 +158,7 @@ class _Search:
         last = groups[len(patches) - 1] if patches else groups[-1]
         return last.patches >= self.demand.largest_patches * bool(patches) and last.slots >= self.sample.longest
 
-    def shape(self, group: Group, examples: int = 0) -> RowShape:
+    def shape(self, group: GroupSize, examples: int = 0) -> RowShape:
         if not group.patches:
             return RowShape(group.slots, examples or group.slots, self.positives)
         prompts = group.images * self.prompts_per_image
@@ -174,10 +174,10 @@ class _Search:
             masks=self.masks,
         )
 
-    def price(self, groups: Groups) -> float:
+    def price(self, groups: GroupSizes) -> float:
         return sum(self.cost(self.shape(group)) * group.rows for group in groups) * self.demand.unit
 
-    def run(self, groups: Groups, *, steps: int, warmup: int) -> PackingFigures:
+    def run(self, groups: GroupSizes, *, steps: int, warmup: int) -> PackingFigures:
         """A packing run of a few streams, or of a part of a large one."""
         demand = self.demand
         pairs = demand.batch_size // demand.streams
@@ -215,7 +215,9 @@ class _Search:
         return Chosen(tuple(final), figures, self.price(groups) / figures.pairs)
 
 
-def _moved(groups: Groups, number: int, steps: dict, trade: int = 0, shift: int = 0, **by: int) -> Groups | None:
+def _moved(
+    groups: GroupSizes, number: int, steps: dict, trade: int = 0, shift: int = 0, **by: int
+) -> GroupSizes | None:
     """The groups after a change of one of them; None where that is not possible.
 
     by: added to fields, in `steps`. trade: rows added while a row's size shrinks so that the capacity stays. shift:

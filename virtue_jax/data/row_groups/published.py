@@ -12,7 +12,7 @@ Row counts are the published ones. Sizes and lengths are set by hand from what i
   about 11 where boxes are whole numbers, 22 where they have two decimals). MMEB instructions 10 to 20 tokens; answers
   and class names 2 to 4; captions 12, news captions 35, a dialogue of ten rounds 150.
 
-Real lengths of real data: `measure_lengths.py`.
+Real lengths of real data: `measure.py`.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """Packing without data: the loader's streams, run on needs alone; how full rows get."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,19 +67,10 @@ class PackingFigures:
         return sum(g.patches for g in self.groups) / max(sum(g.patch_capacity for g in self.groups), 1)
 
 
-class ReadNeeds(NamedTuple):
-    """An element of a sample: it is there at once, and has needs in place of arrays."""
-
-    element: Element
-
-    def result(self) -> Element:
-        return self.element
-
-
 class SampleOrder:
     """The loader's order over samples, each place looked up once: (source, element) of a number.
 
-    Streams read it as they read a `ReadPool`.
+    Streams read from it as from a `ReadPool`: elements that are there at once, with needs in place of arrays.
     """
 
     def __init__(self, sources: Sequence[NeedSource], interleave: int):
@@ -90,18 +82,18 @@ class SampleOrder:
             weights=[source.weight for source in sources],
             interleave=interleave,
         )
-        self._read: dict[int, ReadNeeds] = {}
+        self._elements: dict[int, Future[Element]] = {}
 
     def __getitem__(self, number: int) -> tuple[int, int]:
         return tuple(self._order[number])
 
-    def read(self, number: int) -> ReadNeeds:
-        if number not in self._read:
+    def read(self, number: int) -> Future[Element]:
+        if number not in self._elements:
             source, element = self[number]
-            drawn = self._sources[source]
-            needs = tuple(drawn.elements[element])
-            self._read[number] = ReadNeeds(Element(number, drawn.pairs[element], needs=needs))
-        return self._read[number]
+            sample = self._sources[source]
+            read = self._elements[number] = Future()
+            read.set_result(Element(number, sample.pairs[element], needs=tuple(sample.elements[element])))
+        return self._elements[number]
 
 
 def simulate(
