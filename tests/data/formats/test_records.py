@@ -296,5 +296,5 @@ def test_whatever_a_row_provokes_leaves_that_pair_out_and_nothing_of_it_is_kept(
     read = PreparedTraining(tmp_path)
     assert [pair.positive.text for row in range(len(read)) for pair in read[row]] == ["0", "4"]
     assert [bad.origin for bad in made.bad] == [f"{path}:{line}" for line in (2, 3, 4)]
-    for bad, why in zip(made.bad, ("RuntimeError: bad page", "AttributeError", "gives nothing"), strict=True):
+    for bad, why in zip(made.bad, ("RuntimeError: bad page", "TypeError", "gives nothing"), strict=True):
         assert why in bad.error and bad.origin in bad.error
