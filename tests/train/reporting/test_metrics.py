@@ -47,3 +47,14 @@ def test_the_file_stays_json_where_a_number_is_not_finite(tmp_path, console):
     log.write(5, {"loss": float("nan"), "gradient_norm": float("inf")})
     log.close()
     assert lines(tmp_path)[0]["loss"] is None and lines(tmp_path)[0]["gradient_norm"] is None
+
+
+def test_what_is_found_later_joins_the_record_of_its_step(tmp_path, console):
+    log = MetricsLog(tmp_path, start=0, steps=9, console=console)
+    log.write(4, {"loss": 1.0})
+    log.add(4, {"scar/prompt/hit@1": 0.5})
+    log.write(5, {"loss": 0.9})
+    log.add(6, {"scar/prompt/hit@1": 0.6})
+    log.close()
+    found = [(r["step"], r.get("loss"), r.get("scar/prompt/hit@1")) for r in lines(tmp_path)]
+    assert found == [(4, 1.0, 0.5), (5, 0.9, None), (6, None, 0.6)]

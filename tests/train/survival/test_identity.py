@@ -9,8 +9,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "end_to_end"))
 import survival_run
 
 from virtue_jax.config import from_dict
+from virtue_jax.eval.config import EvalConfig
 from virtue_jax.train.step.config import TrainConfig
-from virtue_jax.train.survival.identity import forget_another_run
+from virtue_jax.train.survival.identity import forget_another_run, run_identity
 
 
 @pytest.fixture
@@ -49,3 +50,9 @@ def test_with_checkpoints_nothing_is_removed(started, config):
     (started / "checkpoints" / "step_4").mkdir(parents=True)
     forget_another_run(started, dataclasses.replace(config, seed=1), 1, print)
     assert names(started) == {"rows.json", "tokenizer"}
+
+
+def test_evaluations_make_no_other_run_nor_do_checkpoints_from_before_there_were_any(config):
+    evaluated = dataclasses.replace(config, evals={"scar": EvalConfig("questions")}, keep_best="scar")
+    assert run_identity(evaluated) == run_identity(config)
+    assert not {"evals", "keep_best"} & set(run_identity(config))
