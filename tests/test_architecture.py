@@ -87,7 +87,7 @@ ROOMS = {
     ),
     "cli": (
         {"aot", "aot/study", "chips", "config", "data", "data/formats", "data/sources", "data/row_groups"}
-        | {"compilation_cache", "console", "exit_status"}
+        | {"compilation_cache", "console", "exit_status", "model_directory"}
         | {"data/scenes", "embedding", "eval", "atomic_files", "parallel", "train", "train/step", "train/survival"},
         {"numpy", "rich", "absl", "ml_collections"},
     ),

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from virtue_jax.config import from_dict
+from virtue_jax.config import Compat, from_dict
 from virtue_jax.data.example import InvalidExample
 from virtue_jax.embedding.embedder import Embedder
 from virtue_jax.eval.config import EvalConfig
@@ -93,7 +93,7 @@ def test_the_best_model_is_kept_and_scores_what_its_run_said(unbroken, scenes):
     best = max(records(unbroken), key=lambda record: (record.score, -record.step))
     about = read_head(unbroken / "best")["provenance"]
     assert about == {"step": best.step, "evaluation": "scar", "metric": "hit@1", "score": best.score}
-    task = open_task(EvalConfig(str(scenes), modes=("prompt", "none")))
+    task = open_task(EvalConfig(str(scenes), modes=("prompt", "none")), Compat())
     assert evaluate(task, Embedder.load(unbroken / "best")) == best.result
 
 
@@ -153,7 +153,7 @@ def test_an_interrupted_evaluation_is_made_up_for_and_the_run_ends_as_if_unbroke
 
 def test_unreadable_questions_are_set_aside_within_the_limit(scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "scenes")
-    source = open_task(EvalConfig(str(folder)))
+    source = open_task(EvalConfig(str(folder)), Compat())
     spoilt = source.question(0).query.images[0]
     Path(spoilt).write_bytes(Path(spoilt).read_bytes()[:-200])  # whose header is whole
     bad = [row for row in range(len(source)) if source.question(row).query.images[0] == spoilt]

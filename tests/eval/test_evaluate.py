@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from virtue_jax.config import Compat
 from virtue_jax.data.example import Example, InvalidExample
 from virtue_jax.eval import answers, evaluate
 from virtue_jax.eval.answers import AnotherStopped, BadRow
@@ -23,7 +24,7 @@ class Letters(Task):
     MODES = ("lower", "upper")
 
     def __init__(self, bad=(), limit=0):
-        super().__init__(EvalConfig("unused", limit=limit))
+        super().__init__(EvalConfig("unused", limit=limit), Compat.paper())
         self.bad = bad
 
     def __len__(self):

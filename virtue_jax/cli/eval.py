@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table; writes `TASK.json` and `TASK.png` into the work directory."""
+    from virtue_jax.config import Compat
     from virtue_jax.console import console
     from virtue_jax.data.unreadable import Quarantine
     from virtue_jax.embedding.embedder import Embedder
@@ -56,12 +57,14 @@ def run(args: argparse.Namespace) -> None:
     from virtue_jax.eval.plot import plot_result
     from virtue_jax.eval.result import report
     from virtue_jax.eval.table import print_table
+    from virtue_jax.model_directory import load_config
 
     workdir = Path(args.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     modes, limit = tuple(args.modes or ()), args.limit or 0
     root = args.image_root or ""
-    task = open_task(EvalConfig(args.data, args.task, image_root=root, prompt=args.prompt, modes=modes, limit=limit))
+    config = EvalConfig(args.data, args.task, image_root=root, prompt=args.prompt, modes=modes, limit=limit)
+    task = open_task(config, Compat.preset(args.compat) if args.compat else load_config(args.model).compat)
     embedder = Embedder.load(args.model, compat=args.compat, dtype=args.dtype, image_rows=args.image_rows)
     left_out = Quarantine(workdir, fresh=True)
     result = _evaluate(task, embedder, left_out if args.skip_bad else None)

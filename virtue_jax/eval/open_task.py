@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from virtue_jax.config import Compat
 from virtue_jax.eval.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ TASKS = {
 }
 
 
-def open_task(config: EvalConfig) -> "Task":
-    """The task that a configuration names, its files open.
+def open_task(config: EvalConfig, compat: Compat) -> "Task":
+    """The task that a configuration names, its files open. compat: behaviour of the model that is asked.
 
     Raises:
         ValueError: no such task or mode. InvalidExample: files that are not the task's.
@@ -23,4 +24,4 @@ def open_task(config: EvalConfig) -> "Task":
     if config.task not in TASKS:
         raise ValueError(f"task {config.task!r} is not one of {', '.join(TASKS)}")
     module, name = TASKS[config.task]
-    return getattr(importlib.import_module(module), name)(config)
+    return getattr(importlib.import_module(module), name)(config, compat)

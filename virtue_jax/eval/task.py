@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from virtue_jax.config import Compat
 from virtue_jax.data.example import Example
 from virtue_jax.eval.config import EvalConfig
 from virtue_jax.eval.metrics import ranked_metrics, ranking
@@ -28,19 +29,19 @@ class Presentation:
 class Task(ABC):
     """A subclass is one file of `eval/tasks/`, and a row of `open_task.TASKS`.
 
-    Its constructor takes an `EvalConfig`, and raises what opening files raises. Reading a row raises `InvalidExample`,
-    or whatever else the row provokes.
+    Its constructor takes an `EvalConfig` and the behaviour of the model that is asked, and raises what opening
+    files raises. Reading a row raises `InvalidExample`, or whatever else the row provokes.
     """
 
     MODES: ClassVar[tuple[str, ...]] = ("question",)  # ways of asking; the first is the one that counts
     HEADLINE: ClassVar[str] = "hit@1"
     PRESENTATION: ClassVar[Presentation]
 
-    def __init__(self, config: EvalConfig):
+    def __init__(self, config: EvalConfig, compat: Compat):
         unknown = [mode for mode in config.modes if mode not in self.MODES]
         if unknown:
             raise ValueError(f"modes {list(config.modes)}: expected some of {', '.join(self.MODES)}")
-        self.config = config
+        self.config, self.compat = config, compat
         self.left_out: frozenset[int] = frozenset()  # rows known to be bad, from which other questions take nothing
         self.modes = tuple(dict.fromkeys(config.modes)) or self.MODES
 

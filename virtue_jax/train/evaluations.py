@@ -83,7 +83,7 @@ class Evaluations:
 
     def _open(self, name: str, settings: EvalConfig) -> None:
         try:
-            self._tasks[name] = open_task(settings)
+            self._tasks[name] = open_task(settings, self._start.virtue.compat)
         except InvalidExample:  # names its file
             raise
         except ValueError as error:

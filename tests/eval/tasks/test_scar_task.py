@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from virtue_jax.config import from_dict, to_dict
+from virtue_jax.config import Compat, from_dict, to_dict
 from virtue_jax.data.encoding.images import load_image
 from virtue_jax.data.example import Example
 from virtue_jax.data.scenes import write_scenes
@@ -19,6 +19,7 @@ from virtue_jax.eval.result import EvalResult, report, summarise
 from virtue_jax.eval.table import print_table
 from virtue_jax.eval.tasks.scar import Scar
 
+PAPER = Compat.paper()
 TYPES = ("gt", *["global_context"] * 3, *["background_relation"] * 3, *["object_swap"] * 3)
 
 
@@ -29,8 +30,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def scar(folder, *modes, **settings) -> Scar:
-    return open_task(EvalConfig(str(folder), modes=modes, **settings))
+def scar(folder, *modes, compat: Compat = PAPER, **settings) -> Scar:
+    return open_task(EvalConfig(str(folder), modes=modes, **settings), compat)
+
+
+def test_the_released_query_has_a_space_after_its_image(folder):
+    paper, released = (scar(folder, compat=compat).question(0).query for compat in (PAPER, Compat.released()))
+    assert released.text == paper.text.replace("<|image_1|>", "<|image_1|> ") and "<|image_1|>" in paper.text
 
 
 class Oracle:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from virtue_jax.config import Compat
 from virtue_jax.data.encoding.images import crop
 from virtue_jax.data.example import Example
 from virtue_jax.data.formats.scar import ScarEvaluation
@@ -40,9 +41,11 @@ class Scar(Task):
         chance_by_type=0.25,
     )
 
-    def __init__(self, config: EvalConfig):
-        super().__init__(config)
-        self._source = ScarEvaluation(config.path, image_root=config.image_root or None, prompt=config.prompt)
+    def __init__(self, config: EvalConfig, compat: Compat):
+        super().__init__(config, compat)
+        root = config.image_root or None
+        gap = compat.evaluation_gap
+        self._source = ScarEvaluation(config.path, image_root=root, prompt=config.prompt, gap=gap)
 
     def __len__(self) -> int:
         return len(self._source)
