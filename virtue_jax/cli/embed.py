@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtue_jax.atomic_files import new_file
-from virtue_jax.cli.parser import positive
+from virtue_jax.cli.parser import add_model
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.config import POSITION_SCHEMES
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="model directory")
     add(
         "--input",
         required=True,
@@ -32,16 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", required=True, metavar="FILE.npz")
     add("--skip-bad", action="store_true", help="leave lines out that cannot be embedded")
-    add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
     add("--positions", choices=POSITION_SCHEMES, help="rotary scheme in place of the behaviour's")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
-    add(
-        "--image-rows",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="rows of images per call of the model on a device (1)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:

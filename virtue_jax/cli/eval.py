@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtue_jax.atomic_files import replace_text
-from virtue_jax.cli.parser import positive
+from virtue_jax.cli.parser import add_model, positive
 from virtue_jax.cli.progress import progress_bar
 from virtue_jax.eval.open_task import TASKS
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="model directory")
     add("--task", choices=tuple(TASKS), default="scar")
     add("--data", required=True, metavar="PATH", help="SCaR_eval_*.parquet, or a folder of them")
     add("--image-root", metavar="DIR", help="what image paths are relative to")
@@ -35,15 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--modes", nargs="+", metavar="MODE", help="ways of asking; scar: prompt, none, wrong, crop (all)")
     add("--limit", type=positive, metavar="N", help="only the first so many questions")
     add("--skip-bad", action="store_true", help="leave questions out that cannot be read")
-    add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
-    add(
-        "--image-rows",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="rows of images per call of the model on a device (1)",
-    )
 
 
 def run(args: argparse.Namespace) -> None:

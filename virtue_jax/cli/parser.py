@@ -37,6 +37,15 @@ def add_run_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model that a command embeds with, and how."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="model directory")
+    add("--compat", choices=("released", "paper"), help="behaviour (default: the model's own)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and arithmetic (float32)")
+    add("--image-rows", type=positive, default=1, metavar="N", help="rows of images per call and device (1)")
+
+
 def add_options_of_all(parser: argparse.ArgumentParser) -> None:
     """What every command takes, after its own options."""
     parser.add_argument(
