@@ -50,7 +50,8 @@ def run_of(scenes: Path, questions: Path | None = None, **changes) -> TrainConfi
     given.data.sources.scenes.path = str(scenes)
     given.steps, given.checkpoint_every, given.keep_best = STEPS, 2, "scar"
     given.evals = {"scar": {"path": str(questions or scenes), "modes": ("prompt", "none"), "every": EVERY}}
-    given.update(changes)
+    for name, value in changes.items():
+        given[name] = value
     return from_dict(TrainConfig, given.to_dict())
 
 
@@ -158,9 +159,9 @@ def test_unreadable_questions_are_set_aside_within_the_limit(scenes, tmp_path):
     Path(spoilt).write_bytes(Path(spoilt).read_bytes()[:-200])  # whose header is whole
     bad = [row for row in range(len(source)) if source.question(row).query.images[0] == spoilt]
     settings = {"path": str(folder), "modes": ("prompt",), "bad_rows": 1.0}
-    train(run_of(scenes, steps=1, keep_best="", evals={"scar": settings}), tmp_path / "work", Console(quiet=True))
+    train(run_of(scenes, steps=3, keep_best="", evals={"scar": settings}), tmp_path / "work", Console(quiet=True))
     (record,) = records(tmp_path / "work")
-    assert record.step == 1 and record.result.left_out == len(bad)
+    assert record.step == 3 and record.result.left_out == len(bad)
     assert record.result.results["prompt"].questions == len(source) - len(bad)
     listed = [json.loads(line) for line in (tmp_path / "work/quarantine.jsonl").read_text().splitlines()]
     assert [entry["element"] for entry in listed] == bad and spoilt in listed[0]["error"]
