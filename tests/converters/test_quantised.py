@@ -13,6 +13,7 @@ from synthetic import change_vlm
 from converters.__main__ import main
 from converters.mapped_file import TensorInfo
 from converters.quantised import by_tensors
+from virtue_jax.exit_status import REFUSED
 
 LAYER = "model.layers.0.mlp.up_proj"
 SETTINGS = {
@@ -39,7 +40,7 @@ TENSORS = {
 
 def refused(capfd, vlm, tiny, out) -> str:
     """The one line with which an import of `vlm` ends."""
-    assert main(["import", "--vlm", str(vlm), "--sam2", str(tiny / "sam2_tiny.pt"), "--out", str(out)]) == 1
+    assert main(["import", "--vlm", str(vlm), "--sam2", str(tiny / "sam2_tiny.pt"), "--out", str(out)]) == REFUSED
     (line,) = capfd.readouterr().err.splitlines()
     assert "the weights are quantised" in line
     assert "import the model that they were made from" in line

@@ -19,6 +19,7 @@ from virtue_jax.models.lora import (
     merge_adapter,
     unmerge_adapter,
 )
+from virtue_jax.models.parameters import parameters
 from virtue_jax.models.qwen2_text import QwenText
 
 TEXT = TextConfig(
@@ -124,7 +125,7 @@ def test_merging_keeps_what_the_model_computes_and_unmerging_restores_every_bit(
     assert sorted(removed) == PATHS
     assert not _adapted(text)
     plain = _text(None)
-    assert jax.tree.structure(nnx.state(text)) == jax.tree.structure(nnx.state(plain))
+    assert parameters(text).keys() == parameters(plain).keys()
     np.testing.assert_allclose(_run(text), adapted, atol=1e-5)
     assert np.abs(adapted - _run(plain)).max() > 0.1  # the adapter did something
     unmerge_adapter(text, removed)
