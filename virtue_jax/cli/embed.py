@@ -121,5 +121,5 @@ class _Lines:
 
         quarantine = Quarantine(out.absolute().parent, f"{out.stem}.quarantine.jsonl", fresh=True)
         bad = sorted(self.bad.items())
-        quarantine.add([{"element": line, "origin": found.origin, "error": found.error} for line, found in bad])
+        quarantine.add([problem.entry(line) for line, problem in bad])
         return quarantine.path if bad else None

@@ -75,7 +75,7 @@ def _evaluate(task: "Task", embedder: "Embedder", left_out: "Quarantine | None")
     from virtue_jax.eval.evaluate import check_rows, evaluate, refuse_bad
 
     def skip(bad: "Sequence[BadRow]") -> None:
-        left_out.add([{"element": entry.row, "origin": entry.origin, "error": entry.error} for entry in bad])
+        left_out.add([row.entry() for row in bad])
 
     meet = refuse_bad if left_out is None else skip
     count = len(task.rows)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from virtue_jax.config import from_dict, to_dict
+from virtue_jax.data.unreadable import Unreadable
 from virtue_jax.eval.result import Scored
 from virtue_jax.parallel.processes import gather_bytes, process_count, process_number
 
@@ -20,6 +21,10 @@ class BadRow:
     row: int
     origin: str
     error: str
+
+    def entry(self) -> dict:
+        """Its line of the quarantine."""
+        return Unreadable(self.origin, self.error).entry(self.row)
 
 
 @dataclass(frozen=True)

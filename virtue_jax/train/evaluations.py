@@ -147,18 +147,17 @@ class Evaluations:
         if self._stop.received:
             raise Interrupted(f"{self._stop.received}: stopped in an evaluation; start the same command again")
 
-    def _meet(self, name: str, found: Sequence[BadRow]) -> None:
+    def _meet(self, name: str, unreadable: Sequence[BadRow]) -> None:
         """Sets unreadable questions aside, the same on all processes."""
         bad, allowed, rows = self._bad[name], self._config.evals[name].bad_rows, len(self._tasks[name].rows)
-        bad |= {entry.row: entry for entry in found}
+        bad |= {row.row: row for row in unreadable}
         if self._quarantine is not None:
-            entries = [{"element": entry.row, "origin": entry.origin, "error": entry.error} for entry in found]
-            for entry in self._quarantine.add(entries):
+            for entry in self._quarantine.add([row.entry() for row in unreadable]):
                 self._say(f"left out: {entry['origin']}: {entry['error']} (all of them: {self._quarantine.path})")
-        if found and (len(bad) == rows or too_many_bad(len(bad), rows, allowed)):
+        if unreadable and (len(bad) == rows or too_many_bad(len(bad), rows, allowed)):
             raise InvalidExample(
                 f"{len(bad)} of {rows} questions cannot be read, more than config.evals.{name}.bad_rows {allowed} "
-                f"allows; the last: {found[-1].error}"
+                f"allows; the last: {unreadable[-1].error}"
             )
 
     def _keep_best(self, name: str, step: int, result: EvalResult, trainable: Mapping[str, jax.Array]) -> None:

@@ -210,9 +210,9 @@ class StepLoop:
         with self.clock.measure("saves"):
             self.checkpoints.wait()
         self._write_clock(step)
-        told = self.stop.received or "a signal to another process"
+        signal = self.stop.received or "a signal to another process"
         where = f"after step {step} of {self.config.steps}, which is saved" if step else "before the first step"
-        raise Interrupted(f"{told}: stopped {where}; start the same command again to go on", together=True)
+        raise Interrupted(f"{signal}: stopped {where}; start the same command again to go on", together=True)
 
     def _write_clock(self, step: int) -> None:
         if is_leader():

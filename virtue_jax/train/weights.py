@@ -70,15 +70,15 @@ def model_geometry(config: TrainConfig) -> VirtueConfig:
     if model.scratch is not None:
         return model.scratch
     if Path(model.directory).exists():
-        found = load_config(Path(model.directory))
+        geometry = load_config(Path(model.directory))
     elif model.size:
-        found = published_geometry(model.size)
+        geometry = published_geometry(model.size)
     else:
         raise ValueError(
             f"{model.directory} does not exist, and model.size does not say which published size it will hold: "
             "--config.model.size=2b or 7b"
         )
-    return dataclasses.replace(found, adapter=model.adapter or found.adapter)
+    return dataclasses.replace(geometry, adapter=model.adapter or geometry.adapter)
 
 
 def _check_size(virtue: VirtueConfig, size: str, directory: Path) -> None:

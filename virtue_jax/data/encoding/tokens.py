@@ -90,10 +90,10 @@ class Tokenizer:
 
 
 def _special_id(tokenizer, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found is None or tokenizer.convert_ids_to_tokens(found) != token:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
         raise ValueError(f"the tokenizer has no {token}; use the tokenizer files of a Qwen2-VL checkpoint")
-    return found
+    return token_id
 
 
 def _read(folder: str):

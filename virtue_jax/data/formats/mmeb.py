@@ -110,12 +110,12 @@ def train_row(
 
 def _split_files(where, split: str) -> tuple[list[Path], Path | None]:
     """The parquet files to read, and the folder that was given, if it was one."""
-    given = [where] if isinstance(where, str | os.PathLike) else list(where)
-    if not given:
+    places = [where] if isinstance(where, str | os.PathLike) else list(where)
+    if not places:
         raise InvalidExample("no parquet file given; name at least one file or folder")
-    folder = Path(given[0])
-    if len(given) > 1 or not folder.is_dir():
-        return [Path(path) for path in given], None
+    folder = Path(places[0])
+    if len(places) > 1 or not folder.is_dir():
+        return [Path(path) for path in places], None
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"

@@ -118,19 +118,19 @@ def parquet_files(where: str | os.PathLike | Sequence[str | os.PathLike], column
     Raises:
         InvalidExample: nothing there, or no file of that sort in a folder.
     """
-    given = [where] if isinstance(where, str | os.PathLike) else list(where)
-    if not given:
+    places = [where] if isinstance(where, str | os.PathLike) else list(where)
+    if not places:
         raise InvalidExample("no parquet file given; name at least one file or folder")
     files: list[Path] = []
-    for path in map(Path, given):
+    for path in map(Path, places):
         if not path.is_dir():
             files.append(path)
             continue
         inside = sorted(path.glob("*.parquet"))
         chosen = [file for file in inside if column in read_footer(file).schema.to_arrow_schema().names]
         if not chosen:
-            found = ", ".join(file.name for file in inside) or "no parquet file at all"
-            raise InvalidExample(f"{path}: no parquet file with column {column!r} in this folder; it has {found}")
+            present = ", ".join(file.name for file in inside) or "no parquet file at all"
+            raise InvalidExample(f"{path}: no parquet file with column {column!r} in this folder; it has {present}")
         files += chosen
     return files
 

@@ -29,10 +29,10 @@ class PreparedTraining:
 
     def __init__(self, directory: str | os.PathLike):
         self.path = Path(directory)
-        told = _read_json(self.path, "dataset_info.json")
-        if (told.get("name"), told.get("version")) != (NAME, VERSION):
+        info = _read_json(self.path, "dataset_info.json")
+        if (info.get("name"), info.get("version")) != (NAME, VERSION):
             raise InvalidExample(
-                f"{self.path}: holds {told.get('name')} {told.get('version')}, expected {NAME} {VERSION}: prepared by "
+                f"{self.path}: holds {info.get('name')} {info.get('version')}, expected {NAME} {VERSION}: prepared by "
                 f"another version of this program; {_AGAIN}"
             )
         about = _read_json(self.path, "metadata.json")
@@ -65,8 +65,8 @@ class PreparedTraining:
         try:
             return from_record(self._records[row])
         except Exception as error:  # ArrayRecord and protobuf have an exception each for damaged bytes
-            said = " ".join(str(error).split())
-            raise InvalidExample(f"{self._place(row)}: damaged record ({said}); {_AGAIN}") from error
+            reason = " ".join(str(error).split())
+            raise InvalidExample(f"{self._place(row)}: damaged record ({reason}); {_AGAIN}") from error
 
     def _place(self, row: int) -> str:
         return f"{self.path}: element {row}"
@@ -91,11 +91,11 @@ def _check_files(directory: Path, sizes: object) -> None:
     """That every file of records is there, as long as it was written."""
     if not isinstance(sizes, dict) or not sizes:
         raise InvalidExample(f"{directory}/metadata.json: no sizes of the files of records: not a whole set; {_AGAIN}")
-    found = {path.name: path.stat().st_size for path in directory.iterdir() if path.name in sizes}
-    wrong = [name for name, size in sizes.items() if found.get(name) != size]
+    present = {path.name: path.stat().st_size for path in directory.iterdir() if path.name in sizes}
+    wrong = [name for name, size in sizes.items() if present.get(name) != size]
     if wrong:
         name = wrong[0]
-        seen = f"{found[name]} bytes" if name in found else "missing"
+        seen = f"{present[name]} bytes" if name in present else "missing"
         raise InvalidExample(
             f"{directory}: {len(wrong)} of {len(sizes)} files are not as they were written, first {name}: {seen}, "
             f"expected {sizes[name]} bytes; copy them again, or {_AGAIN}"

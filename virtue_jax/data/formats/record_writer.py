@@ -65,20 +65,21 @@ def prepare(
     info = dataset_info(directory, {"about": about or {}})
     writer = tfds.core.SequentialWriter(info, elements_per_file, file_format="array_record")
     writer.initialize_splits([SPLIT])
-    made = _write(source, writer, Quarantine(directory), bad_rows, progress)
+    written = _write(source, writer, Quarantine(directory), bad_rows, progress)
     with _told_of_the_disk():
         writer.close_all()
-    if not made.elements:
-        raise InvalidExample(f"none of {made.seen} pairs can be read; the last: {_last_errors(made) or 'no data'}")
-    sizes = _file_sizes(directory, made.elements)
-    made.bytes = sum(sizes.values())
-    info.metadata.update(elements=made.elements, pairs=made.pairs, bad=len(made.bad), file_bytes=sizes)
+    if not written.elements:
+        last = _last_errors(written) or "no data"
+        raise InvalidExample(f"none of {written.seen} pairs can be read; the last: {last}")
+    sizes = _file_sizes(directory, written.elements)
+    written.bytes = sum(sizes.values())
+    info.metadata.update(elements=written.elements, pairs=written.pairs, bad=len(written.bad), file_bytes=sizes)
     info.write_to_directory(directory)
-    return made
+    return written
 
 
 def _write(source: PairSource, writer, quarantine: Quarantine, bad_rows: float, progress) -> PreparedSet:
-    made, batch = PreparedSet(), []
+    written, batch = PreparedSet(), []
 
     def flush() -> None:
         with _told_of_the_disk():
@@ -86,20 +87,20 @@ def _write(source: PairSource, writer, quarantine: Quarantine, bad_rows: float, 
         batch.clear()
 
     for number, (record, pairs, bad) in enumerate(_records(source)):
-        made.bad += bad
-        made.pairs += pairs
+        written.bad += bad
+        written.pairs += pairs
         if bad:
             quarantine.add([unreadable.entry(number) for unreadable in bad])
-            _check_bad(made, bad_rows)
+            _check_bad(written, bad_rows)
         if record is not None:
             batch.append(record)
-            made.elements += 1
-            made.images += len(record["images"])
+            written.elements += 1
+            written.images += len(record["images"])
         if len(batch) == _BATCH:
             flush()
         progress(number + 1)
     flush()
-    return made
+    return written
 
 
 class _Read(NamedTuple):
@@ -145,16 +146,16 @@ def _told_of_the_disk() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def _check_bad(made: PreparedSet, allowed: float) -> None:
-    if too_many_bad(len(made.bad), made.seen, allowed):
+def _check_bad(written: PreparedSet, allowed: float) -> None:
+    if too_many_bad(len(written.bad), written.seen, allowed):
         raise InvalidExample(
-            f"{len(made.bad)} of the first {made.seen} pairs cannot be read, more than config.data.bad_rows "
-            f"{allowed} allows; the last: {_last_errors(made)}. Correct them, leave them out, or allow more"
+            f"{len(written.bad)} of the first {written.seen} pairs cannot be read, more than config.data.bad_rows "
+            f"{allowed} allows; the last: {_last_errors(written)}. Correct them, leave them out, or allow more"
         )
 
 
-def _last_errors(made: PreparedSet) -> str:
-    return "; ".join(bad.error for bad in made.bad[-3:])
+def _last_errors(written: PreparedSet) -> str:
+    return "; ".join(bad.error for bad in written.bad[-3:])
 
 
 def _file_sizes(directory: Path, elements: int) -> dict[str, int]:

@@ -194,17 +194,18 @@ def _check(groups, batch_size, streams, own, negatives, worker_count, prefetch, 
 
 
 def _stream_state(state: dict, index: int, streams: int) -> StreamState:
-    found = state.get("streams", {}).get(str(index)) if isinstance(state.get("streams"), dict) else None
+    saved = state.get("streams", {}).get(str(index)) if isinstance(state.get("streams"), dict) else None
     expected = {"drawn": int, "waiting": list, "bad": int}
-    right = isinstance(found, dict) and {name: type(value) for name, value in found.items()} == expected
+    right = isinstance(saved, dict) and {name: type(value) for name, value in saved.items()} == expected
     if right:
-        made = StreamState(found["drawn"], tuple(found["waiting"]), found["bad"])
-        right = min(made.bad, made.drawn) >= 0 and all(
-            isinstance(e, int) and e % streams == index and 0 <= e < index + streams * made.drawn for e in made.waiting
+        restored = StreamState(saved["drawn"], tuple(saved["waiting"]), saved["bad"])
+        end = index + streams * restored.drawn
+        right = min(restored.bad, restored.drawn) >= 0 and all(
+            isinstance(e, int) and e % streams == index and 0 <= e < end for e in restored.waiting
         )
     if not right:
         raise ValueError(
-            f"data position of stream {index} of {streams}: {found!r}; expected "
+            f"data position of stream {index} of {streams}: {saved!r}; expected "
             '{"drawn": number, "waiting": [elements], "bad": number} as get_state of such streams gives it'
         )
-    return made
+    return restored

@@ -135,8 +135,8 @@ def _layout_faults(batch: Batch, layout: dict) -> list[str]:
             continue
         dtype, tail = layout[name]
         if array is None or array.dtype != dtype or array.shape != (rows, *tail):
-            found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
-            wrong.append(f"{name} is {found}, expected {np.dtype(dtype)}{[rows, *tail]}")
+            present = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+            wrong.append(f"{name} is {present}, expected {np.dtype(dtype)}{[rows, *tail]}")
     return wrong
 
 
