@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("COLUMNS", None)  # 80 in a worker of pytest-xdist, and tables would be cut
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Tests compile the same programs again and again: in other tests, workers, subprocesses.
     _compiled = tempfile.TemporaryDirectory(prefix="virtue_jax_compiled_", ignore_cleanup_errors=True)

@@ -204,7 +204,7 @@ BAD_DATA = {
 @pytest.mark.parametrize("how", BAD_DATA)
 def test_eval_names_the_bad_row_and_keeps_the_report_that_was_there(fails, one_embedder, spoilt, tmp_path, how):
     (tmp_path / "scar.json").write_text("from before")
-    said = fails("eval", "--model", "unused", "--data", spoilt(how), "--workdir", tmp_path)
+    said = fails("eval", "--model", "unused", "--compat", "paper", "--data", spoilt(how), "--workdir", tmp_path)
     assert re.search(BAD_DATA[how].format(file=EVAL_FILE), said), said
     assert (tmp_path / "scar.json").read_text() == "from before"
     assert not (tmp_path / "scar.png").exists()

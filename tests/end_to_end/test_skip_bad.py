@@ -108,7 +108,7 @@ def spoilt(scenes, tmp_path) -> tuple[Path, dict[int, str]]:
 def test_eval_counts_and_lists_what_it_leaves_out(reader, spoilt, tmp_path, capsys):
     folder, wrong = spoilt
     work = tmp_path / "work"
-    main(["eval", "--model", "m", "--data", str(folder), "--workdir", str(work), "--skip-bad"])
+    main(["eval", "--model", "m", "--compat", "paper", "--data", str(folder), "--workdir", str(work), "--skip-bad"])
     told = capsys.readouterr().out
     assert f"{len(wrong)} questions could not be read" in told and str(work / "quarantine.jsonl") in told
     written = json.loads((work / "scar.json").read_text())
@@ -120,6 +120,6 @@ def test_eval_counts_and_lists_what_it_leaves_out(reader, spoilt, tmp_path, caps
 
 def test_eval_tells_what_a_header_shows_of_the_last_row_before_the_model_runs(reader, spoilt, tmp_path, fails):
     folder, wrong = spoilt
-    said = fails("eval", "--model", "m", "--data", folder, "--workdir", tmp_path / "work")
+    said = fails("eval", "--model", "m", "--compat", "paper", "--data", folder, "--workdir", tmp_path / "work")
     assert f"row {max(wrong)}: box" in said and "is outside the image" in said
     assert reader.calls == 0 and not (tmp_path / "work/scar.json").exists()

@@ -15,7 +15,7 @@ import pytest
 from golden_files import arrays, facts, stems
 from PIL import Image
 
-from virtue_jax.cli import embed
+from virtue_jax.cli.main import main
 from virtue_jax.config import Compat, Numerics
 from virtue_jax.data.encoding.encode import ExampleEncoder
 from virtue_jax.data.encoding.tokens import Tokenizer
@@ -125,7 +125,8 @@ def command(folder, tiny_model_dir):
         if key not in made:
             out = folder / "out.npz"
             arguments = ["--model", str(tiny_model_dir(adapter)), "--input", str(folder / f"{file}.jsonl")]
-            embed.run([*arguments, "--out", str(out), *(f"--{name}={value}" for name, value in options.items())])
+            settings = (f"--{name}={value}" for name, value in options.items())
+            main(["embed", *arguments, "--out", str(out), *settings])
             with np.load(out) as written:
                 assert written.files == ["embedding"]
                 made[key] = written["embedding"]
