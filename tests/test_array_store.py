@@ -73,6 +73,7 @@ def test_an_array_that_is_not_there_is_an_error(tmp_path, names):
         read_arrays(tmp_path, names)
 
 
+@pytest.mark.slow
 def test_no_more_than_a_block_waits_while_the_next_is_made(tmp_path):
     """Peak memory of a process that writes a gigabyte, of which it makes 8 MiB at a time."""
     code = f"""

@@ -13,6 +13,7 @@ from virtue_jax.models.parameters import abstract_virtue, bind, parameters
 from virtue_jax.ops.attention import CPU
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_embedder_never_copies_the_weights_of_more_than_a_few_layers(tiny_model_dir, monkeypatch, dtype):
     folder, layers = tiny_model_dir(), 24

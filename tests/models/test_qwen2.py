@@ -100,6 +100,7 @@ def _assert_close(got, expected):
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_images_of_a_row_and_padding_do_not_see_each_other():
     images = [_image(0, 4, 6), _image(1, 8, 2), _image(2, 2, 2)]
     packed = _vision()(*_row(images, 64))[0]
@@ -122,6 +123,7 @@ def _read(row):
     return _text()(inputs, positions.transpose(0, 2, 1), segments)
 
 
+@pytest.mark.slow
 def test_examples_of_a_row_and_padding_do_not_see_each_other():
     examples = [_example(0, 11), _example(1, 5), _example(2, 8)]
     packed = _read(_row(examples, 32))[0]

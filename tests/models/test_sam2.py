@@ -105,6 +105,7 @@ def test_the_smallest_image_size_runs():
     assert np.isfinite(embed).all()
 
 
+@pytest.mark.slow
 def test_padding_tokens_change_nothing():
     """Neither how many there are nor what stands in them."""
     padded = np.pad(POINTS, ((0, 0), (0, 5), (0, 0)), constant_values=np.nan)
@@ -195,6 +196,7 @@ def test_gradients_reach_every_parameter_that_makes_the_map():
         np.testing.assert_allclose(remat[path], gradient, atol=1e-4 * scale + 1e-9, err_msg=path)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     images = normal(2, 128, 128, 3)
     exact, rough = encoded(small(), images), encoded(small(compute="bfloat16"), images)

@@ -11,6 +11,7 @@ from virtue_jax.ops.splash import splash_attention
 from virtue_jax.ops.xla_attention import xla_attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "key_heads", "size", "causal"), [(2, 2, 80, False), (4, 2, 128, True)])
 def test_splash_kernel_computes_what_xla_does(heads, key_heads, size, causal):
     q, k, v = inputs(B=2, L=256, H=heads, K=key_heads, D=size)

@@ -69,6 +69,7 @@ def test_streams_that_do_not_divide_the_batch_are_refused():
         choose_rows(demand("scar", streams=3))
 
 
+@pytest.mark.slow
 def test_text_alone_needs_text_rows_alone_and_the_choice_is_repeatable():
     texts = [(Need(10 + n % 7, positives=1), Need(5)) for n in range(50)]
     asked = Demand([NeedSource(texts, [1] * len(texts))], 64, 1, 1, 0, cost, effort=0.1)

@@ -116,6 +116,7 @@ def test_kernels_keep_no_more_than_queries_keys_and_values_beside_what_xla_keeps
     assert kept["xla"] <= kept[backend] <= kept["xla"] + 4 * 8192 * 256 * 4
 
 
+@pytest.mark.slow
 def test_the_more_memory_there_is_the_less_is_computed_twice():
     run = run_of(small(), Numerics(remat="auto"))
     groups = {"images": RowGroup(SHAPE, 16), "text": RowGroup(RowShape(slots=384, examples=16), 4)}

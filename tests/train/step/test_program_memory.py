@@ -33,6 +33,7 @@ def compiled(rows: int):
     return jax.jit(gradients).lower(*given).compile()
 
 
+@pytest.mark.slow
 def test_what_the_compiler_accepts_fits_and_what_it_refuses_is_a_little_more():
     size = CHIPS["v5e"].hbm
     memory = program_memory(compiled(rows=23552))
