@@ -11,7 +11,7 @@ from converters.adapter_scaling import UniformAdapter
 from converters.errors import CheckpointError, Problems, refuse
 from converters.rules import Entry, LeftOut, expand
 from converters.sources import Source, equal_bits, open_folder, open_source
-from virtue_jax.config import Compat, Sam2Config, TextConfig, VirtueConfig, VisionConfig
+from virtue_jax.config import AdapterConfig, Compat, Sam2Config, TextConfig, VirtueConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,8 @@ def open_virtue(
     geometry = problems.of(_sam2_geometry, *sam, str(sam2_file), sam2_config)
     limits = problems.of(pixel_limits.read_limits, processor, qwen.vision)
     problems.refuse()
-    config = VirtueConfig(
-        sam2=geometry,
-        vision=qwen.vision,
-        text=qwen.text,
-        adapter=adapted[1] if adapted is not None else None,
-        compat=compat or (Compat.paper() if joined is None else Compat.released()),
-        points_per_side=qwen.points_per_side,
-        **limits[0],
-    )
+    behaviour = compat or (Compat.paper() if joined is None else Compat.released())
+    config = _config(geometry, qwen, None if adapted is None else adapted[1], behaviour, limits[0])
     components = _components(config, source, sam, joined, adapted)
     carried = _carried_files(vlm, sam2_config, adapter_folder)
     files = [processor / name for name in qwen2_vl.PROCESSOR_FILES if (processor / name).is_file()]
@@ -98,6 +91,11 @@ class _Qwen(NamedTuple):
     vision: VisionConfig
     text: TextConfig
     points_per_side: int
+
+
+def _config(sam2: Sam2Config, qwen: _Qwen, lora: AdapterConfig | None, compat: Compat, limits: dict) -> VirtueConfig:
+    side = qwen.points_per_side
+    return VirtueConfig(sam2, qwen.vision, qwen.text, lora, compat, points_per_side=side, **limits)
 
 
 def _read_qwen(vlm: Path, source: Source | None) -> _Qwen | None:
