@@ -60,13 +60,20 @@ def _carry_out(line: list[str]) -> None:
     parser, command = _parsers(_command_of(line))
     args = parse(parser, command, line)
     if args.version:
-        print("\n".join(f"{name} {importlib.metadata.version(name)}" for name in ("virtue_jax", "jax", "flax")))
+        print("\n".join(f"{name} {_version(name)}" for name in ("virtue_jax", "jax", "flax")))
     elif args.command is None:
         parser.print_help()
     else:
         # What is compiled for chips that are not here cannot be read again here.
         use_compilation_cache(args.compilation_cache and args.command != "compile")
         args.run(args)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
 
 
 def _command_of(line: list[str]) -> str:
