@@ -36,4 +36,4 @@ scenes scenes-eval --seed 3 --train 0 --eval 150 --objects 4 4
 carry_out virtue train --config configs/quickstart.py:recognise --workdir "$work/recognise" --config.data.sources.scenes.path="$work/scenes-one"
 carry_out virtue train --config configs/quickstart.py:point --workdir "$work/point" --config.data.sources.scenes.path="$work/scenes" \
     --config.model.directory="$work/recognise/model"
-carry_out virtue eval --model "$work/point/model" --task scar --data "$work/scenes-eval" --workdir "$work" --image-rows 16
+carry_out virtue eval --model "$work/point/model" --task scar --data "$work/scenes-eval" --workdir "$work"
