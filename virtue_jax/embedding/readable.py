@@ -9,6 +9,8 @@ from virtue_jax.data.example import Example
 from virtue_jax.data.unreadable import Unreadable, readable
 from virtue_jax.embedding.embedder import Embedder
 
+PART = 1024  # examples that are embedded again where one of them turns out bad
+
 
 def unreadable_headers(
     examples: Sequence[Example], embedder: Embedder, progress: Callable[[int], None] | None = None
@@ -32,6 +34,18 @@ def embed_readable(
     Raises:
         Exception: whatever embedding raises that is no single example's fault.
     """
+    parts, bad = [], {}
+    for start in range(0, max(len(examples), 1), PART):
+        counted = None if progress is None else lambda done, start=start: progress(start + done)
+        vectors, unreadable = _embed_part(embedder, examples[start : start + PART], counted)
+        parts.append(vectors)
+        bad |= {start + place: problem for place, problem in unreadable.items()}
+    return np.concatenate(parts), bad
+
+
+def _embed_part(
+    embedder: Embedder, examples: Sequence[Example], progress: Callable[[int], None] | None
+) -> tuple[np.ndarray, dict[int, Unreadable]]:
     try:
         return embedder.embed(examples, progress=progress), {}
     except Exception:
